@@ -1,0 +1,63 @@
+"""Finds the YAML presets of `properties/`, in a wheel and in a checkout alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_tpad.errors import InputError, nearest
+
+
+def properties_dir() -> Path:
+    """Return the folder with model/, generator/, dataset/ and evaluation/ presets.
+
+    A wheel carries it inside the package; an editable install uses the checkout's top level.
+    """
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "properties", package.parent / "properties"):
+        if (candidate / "model").is_dir():
+            return candidate
+    raise InputError(
+        f"The presets folder 'properties' is neither in {package} nor beside it: the installation "
+        "is incomplete. Reinstall recbole-tpad."
+    )
+
+
+def preset_names(kind: str) -> list[str]:
+    """Return the names of all presets of a kind ('model', 'generator', 'dataset', 'evaluation')."""
+    return sorted(p.stem for p in (properties_dir() / kind).glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: unreadable file, invalid YAML (with the line), or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}.")
+    return content
+
+
+def read_preset(kind: str, name: str) -> dict[str, Any]:
+    """Read a preset by name.
+
+    Raises:
+        InputError: no such preset (the nearest known one is suggested).
+    """
+    known = preset_names(kind)
+    if name not in known:
+        raise InputError(
+            f"Unknown {kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+        )
+    return read_yaml(properties_dir() / kind / f"{name}.yaml")
