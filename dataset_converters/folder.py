@@ -1,0 +1,339 @@
+"""Writes a data set folder: RecBole's files, item content, the split and their fingerprints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataset_converters.errors import InputError
+from dataset_converters.files import atomic_folder, sha256_file, write_json
+from dataset_converters.reading import Rejection, SourceFile
+from dataset_converters.split import PARTS, Split, SplitRule, cut_parts, split_sha256
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Read as "no value" by pandas, which RecBole reads its files with.
+_READ_AS_MISSING = frozenset(
+    {"#N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"}
+    | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]"}
+)
+
+Sessions = Sequence[tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemContent:
+    """What a source says about one item; empty values where it says nothing.
+
+    Attributes:
+        category: the last, most specific, entry of `category_path`.
+        price: in the source's currency.
+        has_large_image: an image URL that the source calls high resolution, or any image URL where
+            it makes no difference between sizes. Not written to the folder.
+    """
+
+    item_id: str
+    title: str = ""
+    brand: str = ""
+    category_path: tuple[str, ...] = ()
+    description: str = ""
+    features: tuple[str, ...] = ()
+    price: float | None = None
+    image_urls: tuple[str, ...] = ()
+    has_large_image: bool = False
+
+    @property
+    def category(self) -> str:
+        return self.category_path[-1] if self.category_path else ""
+
+    @property
+    def filled(self) -> int:
+        """How many of the content fields have a value."""
+        fields = (
+            self.title,
+            self.brand,
+            self.category_path,
+            self.description,
+            self.features,
+            self.price is not None,
+            self.image_urls,
+        )
+        return sum(map(bool, fields))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "item_id": self.item_id,
+            "title": self.title,
+            "brand": self.brand,
+            "category": self.category,
+            "category_path": list(self.category_path),
+            "description": self.description,
+            "features": list(self.features),
+            "price": self.price,
+            "image_urls": list(self.image_urls),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FilterStep:
+    """What one filter left over, for the report and for explaining an empty result."""
+
+    filter: str
+    sessions_left: int | None
+    interactions_left: int
+    interactions_removed: int
+
+
+@dataclass
+class Funnel:
+    """The filters applied so far and what each of them removed."""
+
+    interactions: int
+    steps: list[FilterStep] = field(default_factory=list)
+
+    def step(self, name: str, interactions: int, sessions: int | None = None) -> None:
+        """Record a filter's result.
+
+        Raises:
+            InputError: nothing is left (every step so far is listed).
+        """
+        removed = self.interactions - interactions
+        self.steps.append(FilterStep(name, sessions, interactions, removed))
+        self.interactions = interactions
+        if interactions == 0:
+            told = "; ".join(
+                f"{s.filter}: {s.interactions_removed} removed, {s.interactions_left} left"
+                for s in self.steps
+            )
+            raise InputError(f"No interaction is left after the filters ({told}). Loosen them.")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything a data set folder is written from."""
+
+    name: str
+    release: str
+    sessions: str
+    split_rule: SplitRule
+    split: Split
+    contents: Mapping[str, ItemContent]
+    sources: Sequence[SourceFile]
+    options: Mapping[str, Any]
+    counts: Mapping[str, int]
+    filters: Sequence[FilterStep]
+    augment: bool = True
+    max_len: int = 50
+    rejections: Sequence[Rejection] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionSummary:
+    """What a conversion wrote; `counts` are those of ``dataset.json``."""
+
+    name: str
+    path: Path
+    counts: dict[str, int]
+    filters: tuple[FilterStep, ...]
+
+
+def check_id(value: str, kind: str, where: str) -> None:
+    """Refuse an id that RecBole's files cannot carry.
+
+    Raises:
+        InputError: white space, a double quote, or a word that is read as a missing value.
+    """
+    if value.split() != [value] or '"' in value:
+        raise InputError(
+            f"{where}: the {kind} {value!r} is empty or has white space or a double quote in it, "
+            "which separate columns and list entries in RecBole's files. Rename it in the source."
+        )
+    if value in _READ_AS_MISSING:
+        raise InputError(
+            f"{where}: the {kind} {value!r} is read as a missing value by RecBole's file reader. "
+            "Rename it in the source."
+        )
+
+
+def target_path(data_path: Path, name: str, *, overwrite: bool) -> Path:
+    """Return the folder to write, before any work is done.
+
+    Raises:
+        InputError: `name` cannot be a folder name, or the folder exists and `overwrite` is false.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"The data set name {name!r} may have letters, digits, '.', '_' and '-' only, and "
+            "starts with a letter or digit."
+        )
+    path = data_path / name
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"{path} exists already. Choose another data set name, or replace it with --overwrite."
+        )
+    return path
+
+
+def write_folder(conversion: Conversion, data_path: Path, *, overwrite: bool) -> ConversionSummary:
+    """Write ``<data_path>/<name>/`` as a whole or not at all.
+
+    Raises:
+        InputError: see `target_path`.
+    """
+    path = target_path(data_path, conversion.name, overwrite=overwrite)
+    parts = cut_parts(conversion.split, max_len=conversion.max_len, augment=conversion.augment)
+    with atomic_folder(path) as folder:
+        item_ids, counts = _write_interactions(folder / f"{conversion.name}.inter", conversion)
+        for part in PARTS:
+            rows = _write_benchmark(
+                folder / f"{conversion.name}.{part}.inter",
+                parts[part],
+                augment=conversion.augment and part == "train",
+                max_len=conversion.max_len,
+            )
+            counts |= _part_counts(part, parts[part], rows)
+        items = [conversion.contents.get(i, ItemContent(i)) for i in item_ids]
+        counts |= _item_counts(items)
+        _write_items(folder, conversion.name, items)
+        in_train = {item for _, session in parts["train"] for item in session}
+        counts["items_in_train"] = len(in_train)
+        write_json(folder / "split.json", _split_json(conversion, parts, len(items), len(in_train)))
+        if conversion.rejections:
+            _write_jsonl(folder / "rejected.jsonl", map(asdict, conversion.rejections))
+        counts = {**conversion.counts, **counts}
+        _write_dataset_json(folder, conversion, counts)
+    return ConversionSummary(conversion.name, path, counts, tuple(conversion.filters))
+
+
+def _write_dataset_json(folder: Path, conversion: Conversion, counts: Mapping[str, int]) -> None:
+    files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+    write_json(
+        folder / "dataset.json",
+        {
+            "format": FORMAT,
+            "name": conversion.name,
+            "source": {
+                "release": conversion.release,
+                "files": [asdict(source) for source in conversion.sources],
+            },
+            "options": dict(conversion.options),
+            "filters": [asdict(step) for step in conversion.filters],
+            "counts": dict(counts),
+            "files": files,
+        },
+    )
+
+
+def _split_json(
+    conversion: Conversion, parts: Mapping[str, Sessions], items: int, in_train: int
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "rule": conversion.split_rule,
+        "sessions": conversion.sessions,
+        "augmented": conversion.augment,
+        "max_len": conversion.max_len,
+        "parts": {
+            name: {
+                "sessions": len(sessions),
+                "interactions": sum(len(items) for _, items in sessions),
+                "sha256": split_sha256(sessions),
+            }
+            for name, sessions in parts.items()
+        },
+        "items": items,
+        "items_in_train": in_train,
+    }
+
+
+def _write_interactions(path: Path, conversion: Conversion) -> tuple[list[str], dict[str, int]]:
+    """Write every kept interaction; return the sorted item ids and counts."""
+    occurring: set[str] = set()
+    owners: set[int] = set()
+    counts = dict.fromkeys(
+        ("sessions", "interactions", "sessions_with_repeated_item", "sessions_with_one_time"), 0
+    )
+    timed = conversion.split.everything[0].table.times is not None
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        out.write("session_id:token\titem_id:token" + ("\ttimestamp:float" * timed) + "\n")
+        for part in conversion.split.everything:
+            for index in part.indices.tolist():
+                session_id = part.table.session_id(index)
+                items = part.table.session_items(index)
+                times = part.table.session_times(index)
+                if times is None:
+                    lines = [f"{session_id}\t{item}\n" for item in items]
+                else:
+                    rows = zip(items, times, strict=True)
+                    lines = [f"{session_id}\t{item}\t{time}\n" for item, time in rows]
+                    counts["sessions_with_one_time"] += len(set(times)) == 1
+                out.writelines(lines)
+                owners.add(int(part.table.owners[index]))
+                occurring.update(items)
+                counts["sessions"] += 1
+                counts["interactions"] += len(items)
+                counts["sessions_with_repeated_item"] += len(set(items)) < len(items)
+    counts["users"] = len(owners)
+    counts["items"] = len(occurring)
+    return sorted(occurring), counts
+
+
+def _write_benchmark(path: Path, sessions: Sessions, *, augment: bool, max_len: int) -> int:
+    """Write RecBole benchmark rows, lists cut to their last `max_len` items; return their number.
+
+    RecBole itself keeps the first entries of an over-long list, hence the cut here.
+    """
+    rows = 0
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        out.write("session_id:token\titem_id_list:token_seq\titem_id:token\n")
+        for session_id, items in sessions:
+            for target in range(1 if augment else len(items) - 1, len(items)):
+                context = " ".join(items[max(0, target - max_len) : target])
+                out.write(f"{session_id}\t{context}\t{items[target]}\n")
+                rows += 1
+    return rows
+
+
+def _part_counts(part: str, sessions: Sessions, rows: int) -> dict[str, int]:
+    return {
+        f"sessions_{part}": len(sessions),
+        f"interactions_{part}": sum(len(items) for _, items in sessions),
+        f"rows_{part}": rows,
+        f"target_repeats_last_{part}": sum(items[-1] == items[-2] for _, items in sessions),
+    }
+
+
+def _item_counts(items: Sequence[ItemContent]) -> dict[str, int]:
+    return {
+        "items_with_title": sum(bool(item.title) for item in items),
+        "items_with_brand": sum(bool(item.brand) for item in items),
+        "items_with_category": sum(bool(item.category) for item in items),
+        "items_with_description": sum(bool(item.description) for item in items),
+        "items_with_price": sum(item.price is not None for item in items),
+        "items_with_image_url": sum(bool(item.image_urls) for item in items),
+    }
+
+
+def _write_items(folder: Path, name: str, items: Sequence[ItemContent]) -> None:
+    _write_jsonl(folder / "items.jsonl", (item.to_json() for item in items))
+    with (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as out:
+        out.write("item_id:token\ttitle:token_seq\tbrand:token\tcategory:token\tprice:float\n")
+        for item in items:
+            price = "" if item.price is None else repr(item.price)
+            cells = [item.item_id, *map(_cell, (item.title, item.brand, item.category)), price]
+            out.write("\t".join(cells) + "\n")
+
+
+def _cell(text: str) -> str:
+    # A double quote at a cell's start would make pandas read on to the next quote, rows later.
+    return " ".join(text.replace('"', "'").split())
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")

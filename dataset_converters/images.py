@@ -1,0 +1,185 @@
+"""Gives a data set folder its item images, from files on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from PIL import Image
+from tqdm import tqdm
+
+from dataset_converters.errors import InputError
+from dataset_converters.files import atomic_path, sha256_file
+
+# Decoded formats that every later stage reads, with the extension their files get.
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+_SOURCE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+# What Pillow's decoders raise on damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCounts:
+    """Items by status after a run, and how many of the images this run had to copy."""
+
+    ok: int
+    missing: int
+    unreadable: int
+    copied: int
+
+
+def attach_images(
+    dataset_folder: Path, source_dir: Path, *, max_pixels: int = 50_000_000
+) -> ImageCounts:
+    """Copy each item's image from `source_dir` to ``images/`` and write ``images.jsonl``.
+
+    An item's image is the file ``<item_id>.<extension>``, else the one with the base name of any
+    of its image URLs, directly in `source_dir`; of several the first that decodes. A run can be
+    repeated: images already there with the recorded content stay, others are taken again, and an
+    item keeps a good image that `source_dir` does not have.
+
+    Args:
+        max_pixels: larger images count as unreadable (they are not decoded).
+
+    Returns:
+        Counts by status: "ok", "missing" (no such file), "unreadable" (no such file decodes).
+
+    Raises:
+        InputError: `dataset_folder` is no data set folder, or `source_dir` is no folder.
+    """
+    if not source_dir.is_dir():
+        raise InputError(f"{source_dir} is not a folder: name the folder that holds the images.")
+    items = _read_items(dataset_folder)
+    index = _Sources(source_dir)
+    before = read_records(dataset_folder)
+    images = dataset_folder / "images"
+    images.mkdir(exist_ok=True)
+    copied = 0
+    records: list[dict[str, Any]] = []
+    for item in tqdm(items, desc="images", unit="item", delay=3, leave=False):
+        old = before.get(item["item_id"])
+        old_is_good = _is_good(dataset_folder, old)
+        record = {"item_id": item["item_id"], "file": None, "sha256": None, "status": "missing"}
+        for candidate in index.candidates(item):
+            data = candidate.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            if old is not None and old_is_good and old["sha256"] == digest:
+                record = old
+                break
+            extension = _decoded_extension(data, max_pixels)
+            if extension is None:
+                record["status"] = "unreadable"
+                continue
+            record["file"] = f"images/{quote(item['item_id'], safe='')}.{extension}"
+            record |= {"sha256": digest, "status": "ok"}
+            with atomic_path(dataset_folder / str(record["file"])) as temporary:
+                temporary.write_bytes(data)
+            copied += 1
+            break
+        if record["status"] != "ok" and old is not None and old_is_good:
+            record = old
+        records.append(record)
+    with atomic_path(dataset_folder / "images.jsonl") as temporary:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    statuses = [record["status"] for record in records]
+    return ImageCounts(
+        ok=statuses.count("ok"),
+        missing=statuses.count("missing"),
+        unreadable=statuses.count("unreadable"),
+        copied=copied,
+    )
+
+
+def read_records(dataset_folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the records of ``images.jsonl`` by item id; empty where there is none.
+
+    Raises:
+        InputError: a line is not a record of an image.
+    """
+    path = dataset_folder / "images.jsonl"
+    if not path.is_file():
+        return {}
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["item_id"]] = record
+            complete = {"file", "sha256", "status"} <= record.keys()
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not a record of an image.") from error
+        if not complete:
+            raise InputError(f"{path}, line {number}: needs file, sha256 and status.")
+    return records
+
+
+def _read_items(dataset_folder: Path) -> list[dict[str, Any]]:
+    path = dataset_folder / "items.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(
+            f"{dataset_folder} is not a data set folder: cannot read {path.name} "
+            f"({error.strerror}). Convert a data set first."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Convert the data set again.") from error
+
+
+class _Sources:
+    """The image files of a folder by stem and by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._by_name: dict[str, Path] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                self._by_name[path.name] = path
+                if path.suffix.lower() in _SOURCE_SUFFIXES:
+                    self._by_stem.setdefault(path.stem, []).append(path)
+
+    def candidates(self, item: dict[str, Any]) -> Iterator[Path]:
+        """Yield the files that may be the item's image, best first."""
+        yield from self._by_stem.get(item["item_id"], [])
+        for url in item["image_urls"]:
+            base = urlsplit(url).path.rpartition("/")[2]
+            for name in dict.fromkeys((base, unquote(base))):
+                if name in self._by_name:
+                    yield self._by_name[name]
+
+
+def _decoded_extension(data: bytes, max_pixels: int) -> str | None:
+    """Return the extension of the format the bytes decode as, or None when they do not."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                return None
+            image.load()
+            return _EXTENSIONS.get(image.format or "")
+    except _DECODE_ERRORS:
+        # The file's status says so; a bad image must not end the run.
+        return None
+
+
+def _is_good(dataset_folder: Path, record: dict[str, Any] | None) -> bool:
+    """Whether a recorded image is still there with the recorded content."""
+    if record is None or record["status"] != "ok":
+        return False
+    path = dataset_folder / str(record["file"])
+    return path.is_file() and sha256_file(path) == record["sha256"]
