@@ -1,0 +1,325 @@
+"""DIMO: disentangling co-occurrence and modality effects in session recommendation (SIGIR 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.recommenders.dimo_losses import ProxyLoss, cooccurrence_loss, criterion_loss
+from recbole_tpad.recommenders.item_features import (
+    EvaluationCache,
+    FeatureAdapter,
+    load_item_features,
+    without_padding,
+)
+from recbole_tpad.recommenders.item_graph import (
+    cooccurrence_counts,
+    never_together,
+    partner_table,
+    row_normalised,
+    top_partners,
+)
+from recbole_tpad.recommenders.propagation import SparseMatrix, propagate
+from recbole_tpad.recommenders.sessions import training_sessions
+
+VARIANTS = ("corrected", "official")
+REDUCTIONS = ("sum", "mean")
+
+
+class Losses(NamedTuple):
+    """The parts of DIMO's training loss, reduced but not weighted; each a scalar."""
+
+    recommendation: Tensor
+    cooccurrence: Tensor
+    proxy: Tensor
+    criterion: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an item is recommended.
+
+    Attributes:
+        reason: ``bought together`` (ID view) or ``similar`` (modality view).
+        context_item: RecBole id of the context item the reason refers to.
+        id_share, modality_share: the two summands of the item's logit.
+    """
+
+    reason: str
+    context_item: int
+    id_share: float
+    modality_share: float
+
+
+class SessionAttention(nn.Module):
+    """Multi-head attention of the last real position over the session's items.
+
+    Query, key and value have biases; no positions, causal mask, residual, norm, feed-forward
+    block or output projection. Only the last position's output is used, so only its query is
+    computed.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if size % heads:
+            raise InputError(f"embedding_size={size} must be a multiple of n_heads={heads}.")
+        self.heads = heads
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+        """Return the last position's output.
+
+        Args:
+            rows: item rows of the sessions, (B, L, d).
+            mask: True for real positions, (B, L).
+            last: index of the last real position, (B,).
+
+        Returns:
+            Session vectors, (B, d).
+        """
+        batch, length, size = rows.shape
+        final = rows[torch.arange(batch, device=rows.device), last]
+        split = (batch, length, self.heads, size // self.heads)
+        query = self.query(final).view(batch, self.heads, size // self.heads)
+        key, value = self.key(rows).view(split), self.value(rows).view(split)
+        scores = torch.einsum("bhd,blhd->bhl", query, key) / (size // self.heads) ** 0.5
+        scores = scores.masked_fill(~mask[:, None, :], float("-inf"))
+        weights = self.dropout(scores.softmax(dim=-1))
+        return torch.einsum("bhl,blhd->bhd", weights, value).reshape(batch, size)
+
+
+class DIMO(SequentialRecommender):  # type: ignore[misc]
+    """DIMO with item embeddings of any generator as its modality view.
+
+    ``variant: corrected`` is the paper's model. ``variant: official`` repeats three defects of the
+    public code for comparison: the modality table is a free, randomly initialised one (features
+    are never used), the proxy loss gets its vectors in another order, and the criterion loss looks
+    one item below the target (item 1: the padding row). Without ``item_embeddings`` the corrected
+    model runs on its ID view alone: recommendation and co-occurrence losses, no proxies, no
+    criterion.
+
+    Training-only artefacts (graph, partners, strangers) come from the training sessions, each
+    counted once however many prefix rows it has.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.variant = _choice(config, "variant", VARIANTS)
+        self.reduction = _choice(config, "auxiliary_reduction", REDUCTIONS)
+        self.auxiliary_weight = float(config["auxiliary_weight"])
+        self.n_layers = int(config["n_layers"])
+        size, n_partners = int(config["embedding_size"]), int(config["n_partners"])
+        self._build_graph(config, dataset, n_partners)
+
+        self.item_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
+        self.adapter: FeatureAdapter | None = None
+        self.modality_embedding: nn.Embedding | None = None
+        features = load_item_features(config, dataset)
+        if self.variant == "official":
+            if features is not None:
+                raise InputError(
+                    "DIMO with variant 'official' ignores item_embeddings (that is its defect). "
+                    "Use variant 'corrected', or leave item_embeddings out."
+                )
+            self.modality_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
+        self.table_dropout = nn.Dropout(float(config["table_dropout_prob"]))
+        heads, dropout = int(config["n_heads"]), float(config["attn_dropout_prob"])
+        self.id_attention = SessionAttention(size, heads, dropout)
+        if features is not None:
+            self.adapter = FeatureAdapter(features, int(config["adapter_hidden_size"]), size)
+        self.two_views = self.adapter is not None or self.modality_embedding is not None
+        if self.two_views:
+            self.modality_attention = SessionAttention(size, heads, dropout)
+            self.proxy_loss = ProxyLoss(size, official=self.variant == "official")
+        self._initialise(size)
+        self._cache = EvaluationCache()
+
+    def _build_graph(self, config: Any, dataset: Any, n_partners: int) -> None:
+        _, sessions = training_sessions(dataset)
+        counts = cooccurrence_counts(sessions, self.n_items)
+        partners = top_partners(counts, n_partners)
+        rng = np.random.default_rng(int(config["seed"]))
+        strangers = never_together(counts, int(config["n_strangers"]), rng)
+        self.counts = counts
+        self.adjacency = SparseMatrix(row_normalised(counts))
+        self.partners = SparseMatrix(partners)
+        self.strangers = SparseMatrix(strangers)
+        table = torch.from_numpy(partner_table(partners, n_partners))
+        self.partner_table: Tensor
+        self.register_buffer("partner_table", table, persistent=False)
+
+    def _initialise(self, size: int) -> None:
+        # U(−1/√d, 1/√d) for every weight, the usual choice of session models (assumption).
+        bound = size**-0.5
+        for name, parameter in self.named_parameters():
+            if not name.startswith("adapter."):
+                nn.init.uniform_(parameter, -bound, bound)
+        for embedding in (self.item_embedding, self.modality_embedding):
+            if embedding is not None:
+                with torch.no_grad():
+                    embedding.weight[0].zero_()
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def modality_table(self) -> Tensor | None:
+        """Return M before propagation, shape (n_items, d), or None without a modality view."""
+        if self.modality_embedding is not None:
+            return self.modality_embedding.weight
+        return None if self.adapter is None else self.adapter()
+
+    def tables(self) -> Tensor:
+        """Return the propagated tables [E' ‖ M'] (E' alone with one view), (n_items, d or 2d).
+
+        In evaluation they are computed once and kept until a parameter changes.
+        """
+        parameters = list(self.parameters())
+        if not self.training and not torch.is_grad_enabled():
+            kept = self._cache.get(parameters)
+            if kept is not None:
+                return kept  # type: ignore[no-any-return]
+        modality = self.modality_table()
+        parts = [self.item_embedding.weight] + ([] if modality is None else [modality])
+        table = self.table_dropout(without_padding(torch.cat(parts, dim=1)))
+        table = propagate(table, self.adjacency, self.n_layers)
+        if not self.training and not torch.is_grad_enabled():
+            self._cache.put(parameters, table)
+        return table
+
+    def train(self, mode: bool = True) -> DIMO:
+        """Switch between training and evaluation; training forgets the kept tables."""
+        if mode:
+            self._cache.clear()
+        super().train(mode)
+        return self
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def session_vectors(
+        self, table: Tensor, item_seq: Tensor, lengths: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return session vectors s and proxies p of each view, every one (B, d).
+
+        Args:
+            table: the propagated tables, (n_items, d or 2d).
+            item_seq: right-padded item ids, (B, L).
+            lengths: number of real positions, (B,).
+        """
+        mask = item_seq != 0
+        rows = functional.embedding(item_seq, table)
+        views = rows.chunk(2, dim=-1) if self.two_views else (rows,)
+        attentions = [self.id_attention] + ([self.modality_attention] if self.two_views else [])
+        count = lengths.clamp(min=1).unsqueeze(1).to(rows.dtype)
+        sessions = [a(v, mask, lengths - 1) for a, v in zip(attentions, views, strict=True)]
+        # Padded positions are zero rows, so a plain sum leaves them out.
+        proxies = [view.sum(dim=1) / count for view in views]
+        return sessions, proxies
+
+    def losses(self, interaction: Any) -> Losses:
+        """Return the four parts of the training loss for a batch."""
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        target = interaction[self.POS_ITEM_ID]
+        table = self.tables()
+        sessions, proxies = self.session_vectors(table, item_seq, lengths)
+        logits = torch.cat(sessions, dim=1) @ table[1:].t()
+        recommendation = functional.cross_entropy(logits, target - 1)
+        views = table.chunk(2, dim=1) if self.two_views else (table,)
+        together = cooccurrence_loss(views[0], self.partners, self.strangers)
+        zero = table.new_zeros(())
+        if not self.two_views:
+            return Losses(recommendation, self._reduce(together), zero, zero)
+        proxy = self.proxy_loss(sessions[0], sessions[1], proxies[0], proxies[1])
+        shown = target - 1 if self.variant == "official" else target
+        flag = (self.partner_table[item_seq] == target[:, None, None]).any(dim=2).any(dim=1)
+        criterion = criterion_loss(sessions[0], sessions[1], views[0][shown], views[1][shown], flag)
+        return Losses(
+            recommendation, self._reduce(together), self._reduce(proxy), self._reduce(criterion)
+        )
+
+    def _reduce(self, losses: Tensor) -> Tensor:
+        if self.reduction == "sum" or losses.numel() == 0:
+            return losses.sum()
+        return losses.mean()
+
+    # -- RecBole's interface ---------------------------------------------------------------------
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Return CE + λ (L_co + L_pro + L_cri), a scalar."""
+        parts = self.losses(interaction)
+        auxiliary = parts.cooccurrence + parts.proxy + parts.criterion
+        return parts.recommendation + self.auxiliary_weight * auxiliary
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Return every item's score, shape (B, n_items); the padding id scores −inf."""
+        table = self.tables()
+        sessions, _ = self.session_vectors(
+            table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        )
+        scores = torch.cat(sessions, dim=1) @ table.t()
+        scores[:, 0] = float("-inf")
+        return scores
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Return the scores of the batch's own items, shape (B,)."""
+        table = self.tables()
+        sessions, _ = self.session_vectors(
+            table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        )
+        return (torch.cat(sessions, dim=1) * table[interaction[self.ITEM_ID]]).sum(dim=1)
+
+    @torch.no_grad()
+    def explain(self, item_seq: Tensor, lengths: Tensor, items: Tensor) -> list[Explanation]:
+        """Say for each session's recommended item which view carries it (needs two views).
+
+        The view with the larger summand of the logit decides. "Bought together" names the context
+        item with the most shared training sessions, "similar" the context item nearest by
+        modality (assumption).
+
+        Args:
+            item_seq: right-padded context, (B, L).
+            lengths: real positions, (B,).
+            items: recommended items, (B,).
+
+        Raises:
+            InputError: the model has no modality view.
+        """
+        if not self.two_views:
+            raise InputError("DIMO explains by comparing two views: give it item_embeddings.")
+        table = self.tables()
+        sessions, _ = self.session_vectors(table, item_seq, lengths)
+        tables = table.chunk(2, dim=1)
+        shares = [(s * t[items]).sum(dim=1) for s, t in zip(sessions, tables, strict=True)]
+        found = []
+        for b, item in enumerate(items.tolist()):
+            context = item_seq[b, : int(lengths[b])]
+            id_share, modality_share = float(shares[0][b]), float(shares[1][b])
+            if id_share > modality_share:
+                met = np.asarray(self.counts[item, context.cpu().numpy()].todense()).ravel()
+                best, reason = int(met.argmax()), "bought together"
+            else:
+                near = functional.cosine_similarity(tables[1][context], tables[1][item][None])
+                best, reason = int(near.argmax()), "similar"
+            found.append(Explanation(reason, int(context[best]), id_share, modality_share))
+        return found
+
+
+def _choice(config: Any, key: str, known: tuple[str, ...]) -> str:
+    value = config[key]
+    if value not in known:
+        raise InputError(
+            f"DIMO: {key}='{value}' is unknown.{nearest(str(value), known)} "
+            f"Known: {', '.join(known)}."
+        )
+    return str(value)
