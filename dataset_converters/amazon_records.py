@@ -146,7 +146,7 @@ def item_content(record: dict[str, Any]) -> ItemContent:
     """
     large = as_strings(record.get("imageURLHighRes"))
     small = as_strings(record.get("imageURL")) or as_strings(record.get("image"))
-    urls = [url.strip() for url in large or small if url.strip()]
+    urls = ["".join(url.encode("utf-8", "ignore").decode().split()) for url in large or small]
     return ItemContent(
         item_id=record["asin"],
         title=clean_name(_text(record.get("title"))),
@@ -155,7 +155,7 @@ def item_content(record: dict[str, Any]) -> ItemContent:
         description=clean_text(" ".join(as_strings(record.get("description")))),
         features=tuple(clean_list(record.get("feature"))),
         price=parse_price(record.get("price")),
-        image_urls=tuple(dict.fromkeys(urls)),
+        image_urls=tuple(dict.fromkeys(filter(None, urls))),
         has_large_image=bool(large if "imageURLHighRes" in record else small),
     )
 

@@ -147,10 +147,11 @@ def check_id(value: str, kind: str, where: str) -> None:
     Raises:
         InputError: white space, a double quote, or a word that is read as a missing value.
     """
-    if value.split() != [value] or '"' in value:
+    unpaired = value.encode("utf-8", "ignore").decode() != value
+    if value.split() != [value] or '"' in value or unpaired:
         raise InputError(
-            f"{where}: the {kind} {value!r} is empty or has white space or a double quote in it, "
-            "which separate columns and list entries in RecBole's files. Rename it in the source."
+            f"{where}: the {kind} {value!r} is empty or has white space, a double quote or half a "
+            "character in it, which RecBole's files cannot carry. Rename it in the source."
         )
     if value in _READ_AS_MISSING:
         raise InputError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_path, sha256_file
+from dataset_converters.reading import read_jsonl
 
 # Decoded formats that every later stage reads, with the extension their files get.
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
@@ -117,29 +118,22 @@ def read_records(dataset_folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     records: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[record["item_id"]] = record
-            complete = {"file", "sha256", "status"} <= record.keys()
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number}: not a record of an image.") from error
-        if not complete:
-            raise InputError(f"{path}, line {number}: needs file, sha256 and status.")
+    for number, record in read_jsonl(path):
+        absent = [key for key in ("item_id", "file", "sha256", "status") if key not in record]
+        if absent:
+            raise InputError(f"{path}, line {number}: no key {absent[0]!r}.")
+        records[record["item_id"]] = record
     return records
 
 
 def _read_items(dataset_folder: Path) -> list[dict[str, Any]]:
     path = dataset_folder / "items.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
+    if not path.is_file():
         raise InputError(
-            f"{dataset_folder} is not a data set folder: cannot read {path.name} "
-            f"({error.strerror}). Convert a data set first."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). Convert the data set again.") from error
+            f"{dataset_folder} is not a data set folder: it has no {path.name}. Convert a data set "
+            "first."
+        )
+    return [record for _, record in read_jsonl(path)]
 
 
 class _Sources:

@@ -200,3 +200,24 @@ class JsonLines:
             if not data:
                 return
             yield data
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of one of the data set folder's own JSON-lines files.
+
+    Raises:
+        InputError: unreadable, or a line that is not a JSON object.
+    """
+    try:
+        lines = path.open(encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    with lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error}).") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{path}, line {number}: not a JSON object.")
+            yield number, record

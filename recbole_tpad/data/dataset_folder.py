@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_converters.images import read_records
+from dataset_converters.reading import read_jsonl
 from dataset_converters.split import PARTS, split_sha256
 from recbole_tpad.data.item import Item
 from recbole_tpad.errors import InputError, nearest
@@ -70,7 +71,7 @@ class DatasetFolder:
         images = read_records(self.path)
         keywords = self._keywords()
         items = []
-        for number, record in _read_jsonl(self.path / "items.jsonl"):
+        for number, record in read_jsonl(self.path / "items.jsonl"):
             try:
                 item_id = record["item_id"]
                 image = images.get(item_id)
@@ -169,7 +170,7 @@ class DatasetFolder:
         if not path.is_file():
             return {}
         found: dict[str, tuple[str, ...]] = {}
-        for number, record in _read_jsonl(path):
+        for number, record in read_jsonl(path):
             try:
                 found[record["item_id"]] = tuple(record["keywords"])
             except KeyError as error:
@@ -187,15 +188,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object.")
     return content
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error}).") from error
-            if not isinstance(record, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object.")
-            yield number, record
