@@ -37,7 +37,7 @@ class BuildWithPresets(build_py):
 
     def _presets(self) -> list[tuple[str, str]]:
         target = Path(self.build_lib) / "recbole_tpad"
-        return [(str(source), str(target / source)) for source in sorted(PRESETS.glob("*/*.yaml"))]
+        return [(str(source), str(target / source)) for source in sorted(PRESETS.rglob("*.yaml"))]
 
     def run(self) -> None:
         """Build as usual, then add the presets unless the install is editable."""

@@ -1,0 +1,183 @@
+"""Suites: which models, item embeddings and seeds are compared, read from YAML and expanded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.presets import read_preset, read_yaml
+
+# Models that have no item table an embedding could feed: only the pair with "none" is run.
+WITHOUT_EMBEDDINGS = frozenset(
+    {"CoOccurrence", "ItemKNN", "Pop", "Popularity", "Random", "RepeatLast", "SessionKNN", "SKNN"}
+)
+# Set by the expansion itself; the same keys inside `config` would contradict it.
+RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A grid of runs.
+
+    Attributes:
+        name: preset or file name, for messages and the command line shown in the report.
+        models: RecBole model names.
+        item_embeddings: store names or paths; None is the model's own id embeddings.
+        seeds: one run per model, embeddings and seed.
+        config: RecBole keys for every run.
+        model_config: RecBole keys for one model's runs, by model name.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    item_embeddings: tuple[str | None, ...] = (None,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    config: Mapping[str, Any] | None = None
+    model_config: Mapping[str, Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One run of a suite: its place in the table and the complete config for the runner."""
+
+    model: str
+    item_embeddings: str | None
+    seed: int
+    config: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """How progress lines and messages name the run."""
+        store = f" + {self.item_embeddings}" if self.item_embeddings else ""
+        return f"{self.model}{store}, seed {self.seed}"
+
+
+def read_suite(
+    suite: str | Path | Mapping[str, Any], seeds: int | list[int] | None = None
+) -> Suite:
+    """Read a suite from a preset's name, a YAML file or a mapping.
+
+    Args:
+        suite: 'demo', 'my/suite.yaml', or the mapping itself.
+        seeds: replaces the suite's seeds; a number n means seeds 1..n.
+
+    Raises:
+        InputError: unknown preset, unknown key (the nearest known one is suggested), or a value of
+            the wrong type.
+    """
+    if isinstance(suite, Mapping):
+        name, content = str(suite.get("name", "custom")), dict(suite)
+    elif isinstance(suite, Path) or suite.endswith((".yaml", ".yml")):
+        path = Path(suite)
+        name, content = path.name, read_yaml(path)
+    else:
+        name, content = suite, read_preset("evaluation", suite)
+    content.pop("name", None)
+
+    known = [field.name for field in fields(Suite) if field.name != "name"]
+    for key in content:
+        if key not in known:
+            raise InputError(
+                f"Suite '{name}': unknown key '{key}'.{nearest(str(key), known)} "
+                f"Known: {', '.join(known)}; RecBole's own keys belong under 'config'."
+            )
+    models = _names(name, "models", content.get("models"))
+    stores = _names(name, "item_embeddings", content.get("item_embeddings", ["none"]))
+    config = _mapping(name, "config", content.get("config"))
+    _refuse_reserved(f"Suite '{name}': 'config'", config)
+    model_config: dict[str, Mapping[str, Any]] = {}
+    for model, keys in _mapping(name, "model_config", content.get("model_config")).items():
+        if model not in models:
+            raise InputError(
+                f"Suite '{name}': 'model_config' names '{model}', which is not among its models."
+                f"{nearest(str(model), models)}"
+            )
+        model_config[model] = _mapping(name, f"model_config.{model}", keys)
+        _refuse_reserved(f"Suite '{name}': 'model_config.{model}'", model_config[model])
+    return Suite(
+        name=name,
+        models=tuple(models),
+        item_embeddings=tuple(None if s.lower() == "none" else s for s in stores),
+        seeds=_seeds(name, content.get("seeds", 3) if seeds is None else seeds),
+        config=config,
+        model_config=model_config,
+    )
+
+
+def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[RunSpec]:
+    """Return the suite's runs, impossible pairs dropped, in table order (seeds innermost).
+
+    Args:
+        overrides: RecBole keys that win over the suite's own, for every run.
+
+    Raises:
+        InputError: an override of what the suite itself varies, or a suite without any run.
+    """
+    overrides = dict(overrides or {})
+    _refuse_reserved("Overrides of a suite", overrides)
+    runs = []
+    for model in suite.models:
+        keys = {**(suite.config or {}), **(suite.model_config or {}).get(model, {}), **overrides}
+        for store in suite.item_embeddings:
+            if store is not None and model in WITHOUT_EMBEDDINGS:
+                continue
+            for seed in suite.seeds:
+                config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
+                runs.append(RunSpec(model, store, seed, config))
+    if not runs:
+        raise InputError(
+            f"Suite '{suite.name}' has no possible run: {', '.join(suite.models)} take no item "
+            "embeddings. Add 'none' to item_embeddings."
+        )
+    return runs
+
+
+def _names(suite: str, key: str, value: Any) -> list[str]:
+    """A non-empty list of distinct names; YAML's null stands for 'none'."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(f"Suite '{suite}': '{key}' must be a list of names, for example [SASRec].")
+    names = ["none" if name is None else name for name in value]
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"Suite '{suite}': '{key}' holds {name!r}, which is not a name.")
+        if names.count(name) > 1:
+            raise InputError(f"Suite '{suite}': '{key}' names '{name}' twice.")
+    return names
+
+
+def _seeds(suite: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = list(range(1, value + 1))
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or any(isinstance(seed, bool) or not isinstance(seed, int) for seed in value)
+        or len(set(value)) != len(value)
+    ):
+        raise InputError(
+            f"Suite '{suite}': 'seeds' must be a number of seeds (at least 1) or a list of "
+            "different whole numbers."
+        )
+    return tuple(value)
+
+
+def _mapping(suite: str, key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"Suite '{suite}': '{key}' must hold 'key: value' lines.")
+    return dict(value)
+
+
+def _refuse_reserved(where: str, config: Mapping[str, Any]) -> None:
+    for key in config:
+        if key in RESERVED:
+            raise InputError(
+                f"{where} sets '{key}', which the suite itself varies: use the suite's models, "
+                "item_embeddings and seeds, and the --dataset and --data_path options."
+            )

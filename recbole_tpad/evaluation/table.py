@@ -1,0 +1,89 @@
+"""The suite's result as a plain-text or markdown table: mean ± standard deviation over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole_tpad.results import METRICS, Group, Results, Spread, read_results
+
+COLD = ("rare", "unseen")
+HEADER = (
+    "Model",
+    "Item embeddings",
+    "Seeds",
+    *METRICS,
+    "HR@10 rare+unseen",
+    "Seconds",
+    "Peak MB",
+)
+
+
+def plain_table(results: Results | str | Path) -> str:
+    """Return the table with aligned columns, for a terminal.
+
+    Raises:
+        InputError: a results file that cannot be read.
+    """
+    rows = [list(HEADER), *_cells(results)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    lines = []
+    for row in rows:
+        # Names left, numbers right.
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *_failures(results)]) + "\n"
+
+
+def markdown_table(results: Results | str | Path) -> str:
+    """Return the table as GitHub-flavoured markdown.
+
+    Raises:
+        InputError: a results file that cannot be read.
+    """
+    lines = [_markdown_row(list(HEADER)), _markdown_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2))]
+    lines += [_markdown_row(row) for row in _cells(results)]
+    failures = _failures(results)
+    return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _load(results: Results | str | Path) -> Results:
+    return results if isinstance(results, Results) else read_results(results)
+
+
+def _cells(results: Results | str | Path) -> list[list[str]]:
+    return [_group_cells(group) for group in _load(results).groups()]
+
+
+def _group_cells(group: Group) -> list[str]:
+    return [
+        group.model,
+        group.item_embeddings or "none",
+        str(len(group.rows)),
+        *(_text(group.metric(name), 4) for name in METRICS),
+        _text(group.slice_metric(COLD, "HR@10"), 4),
+        _text(group.seconds(), 1),
+        _text(group.peak_mb(), 0),
+    ]
+
+
+def _text(value: Spread | None, digits: int) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    mean = f"{value.mean:.{digits}f}"
+    return mean if value.sd is None else f"{mean} ± {value.sd:.{digits}f}"
+
+
+def _failures(results: Results | str | Path) -> list[str]:
+    return [
+        f"Failed: {row.model} with {row.item_embeddings or 'none'}, seed {row.seed}: "
+        f"{' '.join((row.error or '').split())}"
+        for row in _load(results).failed
+    ]

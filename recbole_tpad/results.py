@@ -1,0 +1,268 @@
+"""The results file (results.json, format 1): typed reading, and mean and spread over seeds.
+
+Written by `recbole_tpad.evaluation`, read by the report and by other programs. Anything may write
+such a file; reading therefore checks it and names the key that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_tpad.errors import InputError
+
+FORMAT = 1
+METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
+SLICES = ("warm", "rare", "unseen")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; `sd` is None for a single seed."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Mean minus one standard deviation."""
+        return self.mean - (self.sd or 0.0)
+
+    @property
+    def high(self) -> float:
+        """Mean plus one standard deviation."""
+        return self.mean + (self.sd or 0.0)
+
+    def separable_from(self, other: Spread) -> bool:
+        """Whether the means differ by more than both standard deviations together.
+
+        A deliberately simple rule (assumption): with the few seeds of a suite a p-value would
+        promise more than it can hold. A single seed is never separable from anything.
+        """
+        if self.sd is None or other.sd is None:
+            return False
+        return abs(self.mean - other.mean) > self.sd + other.sd
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run: a model with item embeddings (or None) and a seed. Metrics are in [0, 1]."""
+
+    model: str
+    item_embeddings: str | None
+    seed: int
+    metrics: Mapping[str, float]
+    valid: Mapping[str, float]
+    slices: Mapping[str, Mapping[str, float]]
+    seconds: float | None
+    peak_mb: float | None
+    loss: str
+    parameters: int | None
+    epochs: int | None
+    best_epoch: int | None
+    curve: Sequence[Mapping[str, Any]]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The runs of one (model, item embeddings) pair, failed ones left out."""
+
+    model: str
+    item_embeddings: str | None
+    rows: tuple[Row, ...]
+
+    def metric(self, name: str) -> Spread | None:
+        """Mean and spread of a test metric; None where no run has it."""
+        return spread(row.metrics[name] for row in self.rows if name in row.metrics)
+
+    def slice_metric(self, names: Sequence[str], metric: str) -> Spread | None:
+        """Mean and spread of a metric over the test rows of several slices together."""
+        values = (pooled_slices(row, names, metric) for row in self.rows)
+        return spread(value for value in values if value is not None)
+
+    def seconds(self) -> Spread | None:
+        """Wall-clock seconds a run took."""
+        return spread(row.seconds for row in self.rows if row.seconds is not None)
+
+    def peak_mb(self) -> Spread | None:
+        """Peak resident memory of a run in MB."""
+        return spread(row.peak_mb for row in self.rows if row.peak_mb is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A results file; `rows` includes failed runs, `content` is the JSON as read."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    content: Mapping[str, Any]
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """Runs that ended with an error."""
+        return tuple(row for row in self.rows if row.error is not None)
+
+    def groups(self) -> list[Group]:
+        """Successful runs by (model, item embeddings), in the file's order of first appearance."""
+        found: dict[tuple[str, str | None], list[Row]] = {}
+        for row in self.rows:
+            if row.error is None:
+                found.setdefault((row.model, row.item_embeddings), []).append(row)
+        return [Group(model, name, tuple(rows)) for (model, name), rows in found.items()]
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Return mean and sample standard deviation; None for no values."""
+    found = [float(value) for value in values]
+    if not found:
+        return None
+    sd = statistics.stdev(found) if len(found) > 1 else None
+    return Spread(statistics.fmean(found), sd, len(found))
+
+
+def pooled_slices(row: Row, names: Sequence[str], metric: str) -> float | None:
+    """Return a metric over the test rows of several slices: the row-weighted mean.
+
+    None where those slices hold no test rows.
+    """
+    parts = [row.slices[name] for name in names if name in row.slices]
+    parts = [part for part in parts if part.get("rows", 0) > 0 and metric in part]
+    total = sum(part["rows"] for part in parts)
+    if not total:
+        return None
+    return sum(part["rows"] * part[metric] for part in parts) / total
+
+
+def ranked_sessions(row: Row) -> int:
+    """Return the number of test rows (ranked sessions) of a run, 0 when the file does not say."""
+    return int(sum(part.get("rows", 0) for part in row.slices.values()))
+
+
+def read_results(path: str | Path) -> Results:
+    """Read and check a results file.
+
+    Raises:
+        InputError: unreadable, not JSON, another format, or a key that is missing or of the wrong
+            type; the message names the file and the key.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the results file {path}: {error.strerror}. `recbole-tpad evaluate` "
+            "writes one."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    reader = _Reader(path)
+    top = reader.mapping(content, "the file's top level")
+    if top.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: key 'format' is {top.get('format')!r}, this version reads {FORMAT}. "
+            "Run `recbole-tpad evaluate` again to write the file anew."
+        )
+    for key in ("dataset", "protocol", "generators", "environment"):
+        reader.mapping(reader.get(top, key, ""), key)
+    reader.text(reader.get(top["dataset"], "name", "dataset."), "dataset.name")
+    for index, command in enumerate(reader.sequence(reader.get(top, "commands", ""), "commands")):
+        reader.text(command, f"commands[{index}]")
+    listed = reader.sequence(reader.get(top, "rows", ""), "rows")
+    rows = tuple(_row(reader, item, f"rows[{i}]") for i, item in enumerate(listed))
+    return Results(path, rows, top)
+
+
+class _Reader:
+    """Typed access to parsed JSON; every complaint names the file and the key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fail(self, key: str, problem: str) -> InputError:
+        return InputError(
+            f"{self.path}: key '{key}' {problem}. The file is damaged or was not written by "
+            "`recbole-tpad evaluate`; write it anew."
+        )
+
+    def get(self, mapping: Mapping[str, Any], key: str, prefix: str) -> Any:
+        if key not in mapping:
+            raise self.fail(prefix + key, "is missing")
+        return mapping[key]
+
+    def mapping(self, value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fail(key, f"must be an object, not {_kind(value)}")
+        return value
+
+    def sequence(self, value: Any, key: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.fail(key, f"must be a list, not {_kind(value)}")
+        return value
+
+    def text(self, value: Any, key: str) -> str:
+        if not isinstance(value, str):
+            raise self.fail(key, f"must be a string, not {_kind(value)}")
+        return value
+
+    def number(self, value: Any, key: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(key, f"must be a number, not {_kind(value)}")
+        if not math.isfinite(value):
+            raise self.fail(key, "is not a finite number")
+        return float(value)
+
+    def numbers(self, value: Any, key: str) -> dict[str, float]:
+        return {k: self.number(v, f"{key}.{k}") for k, v in self.mapping(value, key).items()}
+
+    def known_numbers(self, value: Any, key: str) -> dict[str, float]:
+        """Numbers of a mapping, leaving out those that are null (no value, such as no rows)."""
+        found = self.mapping(value, key)
+        return self.numbers({k: v for k, v in found.items() if v is not None}, key)
+
+    def optional_number(self, value: Any, key: str) -> float | None:
+        return None if value is None else self.number(value, key)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _row(reader: _Reader, value: Any, key: str) -> Row:
+    row = reader.mapping(value, key)
+    prefix = f"{key}."
+    model = reader.text(reader.get(row, "model", prefix), prefix + "model")
+    store = reader.get(row, "item_embeddings", prefix)
+    error = row.get("error")
+    metrics = reader.get(row, "metrics", prefix) if error is None else row.get("metrics") or {}
+    parameters, epochs, best_epoch = (
+        reader.optional_number(row.get(name), prefix + name)
+        for name in ("parameters", "epochs", "best_epoch")
+    )
+    slices = reader.mapping(row.get("slices") or {}, prefix + "slices")
+    curve = reader.sequence(row.get("curve") or [], prefix + "curve")
+    return Row(
+        model=model,
+        item_embeddings=None if store is None else reader.text(store, prefix + "item_embeddings"),
+        seed=int(reader.number(reader.get(row, "seed", prefix), prefix + "seed")),
+        metrics=reader.numbers(metrics, prefix + "metrics"),
+        valid=reader.known_numbers(row.get("valid") or {}, prefix + "valid"),
+        slices={
+            name: reader.known_numbers(part, f"{prefix}slices.{name}")
+            for name, part in slices.items()
+        },
+        seconds=reader.optional_number(row.get("seconds"), prefix + "seconds"),
+        peak_mb=reader.optional_number(row.get("peak_mb"), prefix + "peak_mb"),
+        loss=str(row.get("loss") or ""),
+        parameters=None if parameters is None else int(parameters),
+        epochs=None if epochs is None else int(epochs),
+        best_epoch=None if best_epoch is None else int(best_epoch),
+        curve=[reader.mapping(point, f"{prefix}curve[{i}]") for i, point in enumerate(curve)],
+        error=None if error is None else reader.text(error, prefix + "error"),
+    )
