@@ -1,1 +1,1 @@
-
+"""Everything that touches RecBole's insides: configuration, data, training, registration."""

@@ -1,4 +1,4 @@
-"""Plain co-occurrence: the baseline that a learned session model has to beat; nothing is trained."""
+"""Plain co-occurrence: the baseline a learned session model has to beat; nothing is trained."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class CoOccurrence(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
+    takes_item_embeddings = True
     is_trained = False
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -114,6 +114,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
+    takes_item_embeddings = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

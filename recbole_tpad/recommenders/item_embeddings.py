@@ -75,7 +75,8 @@ class FusedItemEmbedding(nn.Module):
         mask = self.id_mask
         if self.training and self.id_dropout > 0:
             mask = mask * (torch.rand_like(mask) >= self.id_dropout)
-        table = without_padding(self.id_embedding.weight * mask) + self.adapter()
+        content: Tensor = self.adapter()
+        table = without_padding(self.id_embedding.weight * mask) + content
         if frozen:
             self._cache.put(parameters, table)
         return table

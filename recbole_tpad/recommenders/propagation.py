@@ -113,7 +113,8 @@ class SparseMatrix(nn.Module):
                 self.crow, self.col, self.values.to(rows.dtype), size=(self.n, self.n)
             )
         rows = rows.contiguous()
-        return torch.sparse.sampled_addmm(pattern, rows, rows.t(), beta=0.0).values()
+        found: Tensor = torch.sparse.sampled_addmm(pattern, rows, rows.t(), beta=0.0).values()
+        return found
 
     def row_sums(self, entries: Tensor) -> Tensor:
         """Sum per-entry numbers, shape (nnz,), over each row, shape (N,)."""

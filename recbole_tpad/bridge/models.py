@@ -1,0 +1,68 @@
+"""Which models there are: RecBole's sequential ones and ours."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from recbole_tpad.errors import InputError, nearest
+
+OUR_MODELS = {
+    "CoOccurrence": "recbole_tpad.recommenders.cooccurrence",
+    "DIMO": "recbole_tpad.recommenders.dimo",
+    "Popularity": "recbole_tpad.recommenders.popularity",
+}
+# RecBole's sequential models that need more than sessions, and what it is.
+_UNSUPPORTED = {
+    "DIEN": "it is a click-through model without full ranking",
+    "DIN": "it is a click-through model without full ranking",
+    "GRU4RecKG": "it needs pretrained knowledge-graph vectors",
+    "KSR": "it needs a knowledge graph",
+    "S3Rec": "it needs a separate pretraining stage",
+}
+
+
+def recbole_folder() -> Path:
+    """Return the folder of the installed RecBole package, without importing it.
+
+    Raises:
+        InputError: RecBole is not installed.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or spec.origin is None:
+        raise InputError("RecBole is not installed. Run 'pip install recbole==1.2.1 --no-deps'.")
+    return Path(spec.origin).parent
+
+
+def builtin_models() -> list[str]:
+    """Return the names of RecBole's sequential models that this runner supports."""
+    folder = recbole_folder()
+    modules = {p.stem for p in (folder / "model" / "sequential_recommender").glob("*.py")}
+    names = (p.stem for p in (folder / "properties" / "model").glob("*.yaml"))
+    return sorted(n for n in names if n.lower() in modules and n not in _UNSUPPORTED)
+
+
+def known_models() -> list[str]:
+    """Return every model name `run` accepts."""
+    return sorted({*OUR_MODELS, *builtin_models()})
+
+
+def model_class(name: str) -> Any:
+    """Return the class of a model by name.
+
+    Raises:
+        InputError: unknown (the nearest name is suggested), or known but not supported here.
+    """
+    if name in OUR_MODELS:
+        return getattr(importlib.import_module(OUR_MODELS[name]), name)
+    if name in _UNSUPPORTED:
+        raise InputError(f"RecBole's {name} is not supported here: {_UNSUPPORTED[name]}.")
+    known = known_models()
+    if name not in known:
+        raise InputError(
+            f"Unknown sequential model '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+        )
+    module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+    return getattr(module, name)

@@ -1,0 +1,257 @@
+"""Runs one recommender on one data set: our `run`, and `run_recbole` with RecBole's signature."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from recbole.utils import init_seed
+
+from recbole_tpad.bridge.checkpoints import read_checkpoint, restore
+from recbole_tpad.bridge.config import SessionConfig, parse_value
+from recbole_tpad.bridge.dataset import Loaders, load_data
+from recbole_tpad.bridge.ranking import metrics_at, slices_by_frequency
+from recbole_tpad.bridge.shims import numpy_names
+from recbole_tpad.bridge.trainer import SessionTrainer
+from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
+from recbole_tpad.recommenders.sessions import training_item_counts
+
+logger = logging.getLogger("recbole_tpad")
+TOPK = (5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One row of ``results.json``, and what it was computed from.
+
+    Attributes:
+        metrics, valid: HR@k and NDCG@k on the test and on the validation part (best epoch).
+        slices: test metrics by training frequency of the target: ``warm`` (≥ 5), ``rare``
+            (1 to 4), ``unseen`` (0), each with its number of ``rows``.
+        seconds: wall-clock time of training and evaluation, without reading the data.
+        peak_mb: peak memory; on a GPU what torch allocated, else the process's resident peak.
+        parameters: trainable parameters.
+        epochs, best_epoch: epochs trained, and the index of the best one.
+        curve: {"epoch", "train_loss", "valid"} an epoch.
+        ranks, targets, sessions: test rows: rank of the target, item token, session token.
+        target_counts: training interactions of each row's target.
+        checkpoint: the best epoch's file, None if not saved.
+        recbole: valid and test metrics under RecBole's names.
+    """
+
+    model: str
+    item_embeddings: str | None
+    seed: int
+    metrics: dict[str, float]
+    valid: dict[str, float]
+    slices: dict[str, dict[str, float]]
+    seconds: float
+    peak_mb: float
+    loss: str
+    parameters: int
+    epochs: int
+    best_epoch: int
+    curve: list[dict[str, Any]]
+    error: str | None = None
+    ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    targets: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    target_counts: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )
+    checkpoint: str | None = None
+    recbole: dict[str, Any] = field(default_factory=dict)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the row of ``results.json`` (format 1)."""
+        extra = {"ranks", "targets", "sessions", "target_counts", "checkpoint", "recbole"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in extra}
+
+    @property
+    def hr(self) -> float:
+        """HR@10 on the test part."""
+        return self.metrics["HR@10"]
+
+    @property
+    def ndcg(self) -> float:
+        """NDCG@10 on the test part."""
+        return self.metrics["NDCG@10"]
+
+
+def run(
+    config_dict: Mapping[str, Any],
+    *,
+    config_file_list: Sequence[str | Path] | None = None,
+    saved: bool = False,
+    on_epoch: Any = None,
+) -> RunResult:
+    """Train and test one model.
+
+    Args:
+        config_dict: keys with typed values, ``model`` and ``dataset`` among them; the model may
+            be a class. RecBole's keys, the model's, and those of ``properties/overall.yaml``.
+        config_file_list: YAML files, below `config_dict`.
+        saved: write the best epoch to ``checkpoint_dir``.
+        on_epoch: called with (epoch, valid score) after each validation.
+
+    Returns:
+        The result; the same configuration and seed give the same metrics on the same machine.
+
+    Raises:
+        InputError: anything about the configuration, the data set or the item embeddings.
+        TrainingError, EvaluationError: NaN losses, scores that cannot be ranked.
+    """
+    with numpy_names():
+        config = SessionConfig(None, None, config_file_list, config_dict)
+        return _run(config, saved=saved, on_epoch=on_epoch)
+
+
+def run_recbole(
+    model: Any = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    queue: Any = None,
+) -> dict[str, Any]:
+    """Train and test with RecBole's signature and return keys, where its own does not run.
+
+    As in RecBole, ``--key=value`` arguments of the program override `config_dict`; here only keys
+    the configuration knows, read as YAML.
+
+    Returns:
+        best_valid_score, valid_score_bigger, best_valid_result, test_result.
+    """
+    given = dict(config_dict or {})
+    with numpy_names():
+        config = SessionConfig(model, dataset, config_file_list, given)
+        overrides = _program_arguments(config)
+        if overrides:
+            config = SessionConfig(model, dataset, config_file_list, {**given, **overrides})
+        result = _run(config, saved=saved, on_epoch=None).recbole
+    if queue is not None:
+        queue.put(result)
+    return result
+
+
+def build_model(config: SessionConfig, train: Any) -> Any:
+    """Build the configured model on RecBole's training data set, with its item embeddings."""
+    model = config.model_class(config, train).to(config["device"])
+    if not getattr(config.model_class, "takes_item_embeddings", False):
+        attach_item_embeddings(model, config, train)
+    return model
+
+
+def load_run(
+    checkpoint: str | Path, config_dict: Mapping[str, Any] | None = None
+) -> tuple[SessionConfig, Any, Loaders]:
+    """Rebuild a saved run: its configuration, its model with the best parameters, its data.
+
+    Args:
+        checkpoint: a ``.safetensors`` file that `run` wrote.
+        config_dict: keys that differ now, for instance ``data_path``.
+
+    Raises:
+        InputError: not a checkpoint, or the item embeddings have changed since.
+    """
+    tensors, state = read_checkpoint(checkpoint)
+    with numpy_names():
+        config = SessionConfig(config_dict={**state["config"], **(config_dict or {})})
+        init_seed(config["seed"], config["reproducibility"])
+        loaders = load_data(config)
+        model = build_model(config, loaders.train._dataset)
+    hashes = {getattr(m, "store_sha256", None) for m in model.modules()} - {None}
+    expected = state.get("item_embeddings_sha256")
+    if expected is not None and hashes != {expected}:
+        raise InputError(
+            f"{checkpoint} was trained on other vectors than item_embeddings "
+            f"'{config['item_embeddings']}' now holds. Restore that store, or train again."
+        )
+    restore(model, tensors, str(checkpoint))
+    model.eval()
+    return config, model, loaders
+
+
+def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
+    seed = int(config["seed"])
+    init_seed(seed, config["reproducibility"])
+    loaders = load_data(config)
+    train = loaders.train._dataset
+    # Again, so that the model's start does not depend on what reading the data drew.
+    init_seed(seed, config["reproducibility"])
+    on_gpu = config["device"].type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(config["device"])
+    start = time.perf_counter()
+    model = build_model(config, train)
+    trainer = SessionTrainer(config, model)
+    show = bool(config["show_progress"])
+    best, best_valid = trainer.fit(
+        loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch
+    )
+    ranking = trainer.rank(loaders.test, show)
+    seconds = time.perf_counter() - start
+    test = trainer._recbole_result(ranking)
+    trained = getattr(model, "is_trained", True)
+    counts = training_item_counts(train)[ranking.targets]
+    item_token = train.field2id_token[train.iid_field]
+    session_token = train.field2id_token[train.uid_field]
+    topk = sorted({*TOPK, *config["topk"]})
+    store = config["item_embeddings"]
+    return RunResult(
+        model=str(config["model"]),
+        item_embeddings=None if store is None else Path(str(store)).name,
+        seed=seed,
+        metrics=metrics_at(ranking.ranks, topk),
+        valid=dict(trainer.curve[trainer.best_epoch].get("valid", {})),
+        slices=slices_by_frequency(ranking.ranks, counts, topk),
+        seconds=seconds,
+        peak_mb=_peak_mb(config["device"] if on_gpu else None),
+        loss=str(config["loss_type"] or "model's own") if trained else "none",
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0,
+        epochs=len(trainer.curve) if trained else 0,
+        best_epoch=trainer.best_epoch,
+        curve=trainer.curve if trained else [],
+        ranks=ranking.ranks,
+        targets=tuple(str(t) for t in item_token[ranking.targets]),
+        sessions=tuple(str(t) for t in session_token[ranking.sessions]),
+        target_counts=counts,
+        checkpoint=str(trainer.saved_model_file) if saved else None,
+        recbole={
+            "best_valid_score": best,
+            "valid_score_bigger": config["valid_metric_bigger"],
+            "best_valid_result": best_valid,
+            "test_result": test,
+        },
+    )
+
+
+def _program_arguments(config: SessionConfig) -> dict[str, Any]:
+    found = {}
+    for argument in sys.argv[1:]:
+        key, separator, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not separator or key in ("model", "dataset"):
+            continue
+        if key in config:
+            found[key] = parse_value(text)
+        else:
+            logger.warning("%s is ignored: the configuration has no key '%s'.", argument, key)
+    return found
+
+
+def _peak_mb(device: torch.device | None) -> float:
+    if device is not None:
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
