@@ -55,7 +55,7 @@ class SessionTable:
     Attributes:
         owners: (N,) indices into `user_ids`; sessions are in the order of sorted user ids.
         days: (N,) days since 1970 UTC where the rule is "day", else None.
-        numbers: (N,) position of the session before any filter.
+        numbers: (N,) position of the session before any filter, of `numbered` sessions then.
         offsets: (N+1,) session k has the interactions offsets[k]:offsets[k+1].
         items: (M,) indices into `item_ids`, in session order.
         times: (M,) seconds since 1970 UTC, or None where the source has no time.
@@ -66,6 +66,7 @@ class SessionTable:
     owners: IntArray
     days: IntArray | None
     numbers: IntArray
+    numbered: int
     offsets: IntArray
     items: IntArray
     times: IntArray | None
@@ -191,6 +192,7 @@ def build_sessions(interactions: Interactions, rule: SessionRule) -> SessionTabl
         owners=users[starts],
         days=times[starts] // DAY if rule == "day" else None,
         numbers=np.arange(len(starts)),
+        numbered=len(starts),
         offsets=np.append(starts, len(users)),
         items=items,
         times=times,

@@ -69,18 +69,19 @@ def split_temporal(
 def split_dimo(table: SessionTable, *, valid_share: float = 0.1) -> Split:
     """Split as DIMO's public data preparation does, with a validation part added.
 
-    Sessions carry the number they had, by sorted user id, before any item filter; numbers below
-    ``int(.9 * max number)`` are the published training part. Items of test sessions that the
-    published training part lacks are dropped, then test sessions shorter than 2. The recipe has no
-    validation part: the last `valid_share` of its training sessions become one (assumption), so an
-    item may occur in valid and test, yet not in train. Not chronological.
+    Sessions carry the number they had, by sorted user id and from 0, before any session or item
+    filter; numbers below ``int(.9 * highest number)`` are the published training part. Items of
+    test sessions that the published training part lacks are dropped, then test sessions shorter
+    than 2. The recipe has no validation part: the last `valid_share` of its training sessions
+    become one (assumption), so an item may occur in valid and test, yet not in train. Not
+    chronological.
 
     Raises:
         InputError: `valid_share` outside (0, 1), or too few sessions.
     """
     if not 0 < valid_share < 1:
         raise InputError(f"valid_share={valid_share} must lie between 0 and 1.")
-    boundary = int(_DIMO_TRAIN * int(table.numbers.max())) if len(table) else 0
+    boundary = int(_DIMO_TRAIN * (table.numbered - 1))
     training = table.keep_sessions(table.numbers < boundary)
     test = table.keep_sessions(table.numbers >= boundary).keep_items(training.item_counts() > 0)
     test = test.keep_sessions(test.lengths >= 2)
