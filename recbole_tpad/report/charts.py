@@ -141,7 +141,7 @@ def _rows_chart(
     rows = [(name, marks) for name, marks in rows if marks]
     if not rows:
         return tag("p", "No values were recorded.", class_="empty")
-    left, right, top, bottom = 104.0, 14.0, 6.0, 34.0
+    left, right, top, bottom = 104.0, 20.0, 6.0, 34.0
     pitch, gap = 15.0, 12.0
     height = top + bottom + sum(gap + pitch * len(marks) for _, marks in rows)
     x = fitted(values, left, WIDTH - right, from_zero=from_zero)

@@ -30,7 +30,7 @@ h4{font-size:.875rem;margin:0 0 6px;font-weight:600}
 p{margin:6px 0 10px}
 nav{margin:14px 0 0;font-size:.875rem;display:flex;flex-wrap:wrap;gap:4px 16px}
 a{color:var(--c1)}
-.caption{font-size:.875rem;max-width:78ch}
+.caption{font-size:.875rem;max-width:100ch}
 .finding{background:var(--card);border:1px solid var(--rule);border-left:4px solid var(--c1);
 border-radius:6px;padding:16px 20px;margin-top:22px}
 .finding .headline{font-size:1.2rem;line-height:1.35;font-weight:600;margin:0 0 10px}
@@ -88,12 +88,14 @@ font:.8125rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-spa
 overflow-wrap:anywhere}
 @media (max-width:760px){figure.wide{grid-column:span 1}}
 @media (max-width:480px){main{padding:18px 12px 48px}h1{font-size:1.3rem}.finding{padding:12px 14px}
-.finding .headline{font-size:1.05rem}th,td{padding:6px 9px}}
+.finding .headline{font-size:1.05rem}table{font-size:.8125rem}th,td{padding:6px 7px}
+thead th{white-space:normal}.extra{display:none}td .sd{display:block;font-size:.72rem}
+td.wrap{min-width:9.5em}}
 @media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--rule:#bbb;
 --grid:#ddd;--best:#eee;--good:#14663c;--bad:#8f3224;--c0:#6b757c;--c1:#245a96;--c2:#b8640f;
 --c3:#247552;--c4:#8f3f74;--c5:#6f5524;--c6:#47449f;--c7:#9f352e;--c8:#aab2b7}
 body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}.scroll{overflow:visible}
-table{font-size:7.5pt}th,td{padding:3px 5px}h2,h3{break-after:avoid}tr{break-inside:avoid}
+table{font-size:8pt}th,td{padding:3px 5px}h2,h3,.caption,.legend,.facts{break-after:avoid}tr{break-inside:avoid}
 .charts{grid-template-columns:repeat(2,1fr)}*{print-color-adjust:exact}}
 """
 

@@ -52,10 +52,12 @@ def tick_text(value: float, step_of: list[float]) -> str:
     step = min((b - a for a, b in itertools.pairwise(step_of)), default=abs(value) or 1.0)
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
+    if step < 1e-5:
+        return f"{value:.3g}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     if step > 0 and abs(round(step, decimals) - step) > step * 1e-6:
         decimals += 1
-    return f"{value:.{min(decimals, 6)}f}"
+    return f"{value:.{decimals}f}"
 
 
 def _round_step(rough: float) -> float:

@@ -230,7 +230,7 @@ def _results_table(groups: Sequence[Group]) -> Html:
         return group.slice_metric(COLD, "HR@10") if column == "cold" else group.metric(column)
 
     columns = [*METRICS, "cold"]
-    head = _head(["Model", "Item embeddings"], ["Seeds", *METRICS, "HR@10 rare + unseen"])
+    head = _head(["Model", "Item embeddings"], [*METRICS, "HR@10 rare + unseen"], extra="Seeds")
     best: dict[str, float] = {}
     for column in columns:
         means = [v.mean for group in groups if (v := value_of(group, column)) is not None]
@@ -265,7 +265,7 @@ def _results_table(groups: Sequence[Group]) -> Html:
                     "tr",
                     first,
                     name,
-                    tag("td", len(group.rows)),
+                    tag("td", len(group.rows), class_="extra"),
                     cells,
                     class_="inner" if index else None,
                 )
@@ -303,8 +303,16 @@ def _range(values: Sequence[int]) -> str:
     return str(low) if low == high else f"{low}{DASH}{high}"
 
 
-def _head(names: Sequence[str], numbers: Sequence[str], words: Sequence[str] = ()) -> Html:
+def _head(
+    names: Sequence[str],
+    numbers: Sequence[str],
+    words: Sequence[str] = (),
+    *,
+    extra: str | None = None,
+) -> Html:
+    """A table's head; the column `extra` comes after the names and is left out on a phone."""
     cells = [tag("th", name, class_="name") for name in names]
+    cells += [tag("th", extra, class_="extra")] if extra else []
     cells += [tag("th", name) for name in numbers]
     cells += [tag("th", name, class_="name") for name in words]
     return tag("thead", tag("tr", cells))

@@ -1,0 +1,261 @@
+"""The report: every section from a results file, and nothing hostile or broken gets through."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_tpad.errors import InputError
+from recbole_tpad.report import write_report
+from recbole_tpad.report.finding import find
+from recbole_tpad.results import read_results
+
+Save = Callable[[Any], Path]
+VOID = {"meta", "br", "hr", "line", "circle", "rect", "path"}
+HOSTILE = "<script>alert(1)</script>\"' onload=x <img src=https://evil.example/x>"
+
+
+class Outline(HTMLParser):
+    """Checks nesting and keeps what the tests ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for key, value in attrs:
+            assert not key.startswith("on"), key
+            if key == "id":
+                self.ids.append(value or "")
+            if key in ("href", "src", "srcset", "action", "data", "xlink:href"):
+                self.links.append(value or "")
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def report(path: Path) -> tuple[str, Outline]:
+    page = write_report(path).read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(page)
+    outline.close()
+    assert outline.open == []
+    return page, outline
+
+
+def test_all_sections_and_no_way_out(content: Any, save: Save) -> None:
+    page, outline = report(save(content))
+    assert outline.ids == ["results", "slices", "curves", "embeddings", "cost", "environment"]
+    # Links lead to the page's own sections; nothing is fetched and nothing runs.
+    assert outline.links == [f"#{anchor}" for anchor in outline.ids]
+    assert "script" not in outline.tags
+    assert "link" not in outline.tags
+    assert "url(" not in page
+    assert "@import" not in page
+    for words in (
+        "tpad-tiny raises NDCG@10 for 2 of 3 models",
+        "full, over all items",
+        "Generation rate on held-out items",
+        "mutual information, nats",
+        "Map of the items (t-SNE), by category",
+        "Rare targets",
+        "recbole-tpad evaluate --dataset demo-shop --suite demo --seeds 3",
+    ):
+        assert words in page
+    assert outline.tags.count("svg") >= 14
+
+
+def test_equal_results_give_equal_bytes(content: Any, save: Save, tmp_path: Path) -> None:
+    path = save(content)
+    first = write_report(path, tmp_path / "a" / "one.html").read_bytes()
+    code = f"from recbole_tpad.report import write_report; write_report({str(path)!r})"
+    root = Path(__file__).resolve().parents[2]
+    # Another process has another hash seed: no set's order may show.
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_the_report_imports_nothing_above_the_results() -> None:
+    code = (
+        "import sys, recbole_tpad.report;"
+        "bad = [m for m in sys.modules if m in ('torch', 'recbole', 'numpy')"
+        " or m.startswith(('recbole_tpad.evaluation', 'recbole_tpad.store'))];"
+        "assert not bad, bad"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_untrusted_texts_are_shown_as_texts(content: Any, save: Save) -> None:
+    plain = report(save(content))[1]
+    hostile = copy.deepcopy(content)
+    hostile["dataset"]["name"] = HOSTILE
+    hostile["protocol"]["ranking"] = HOSTILE
+    hostile["commands"] = [HOSTILE]
+    hostile["environment"][HOSTILE] = HOSTILE
+    entry = hostile["generators"].pop("tpad-tiny")
+    entry["generator"] = HOSTILE
+    entry["stages"][0]["name"] = HOSTILE
+    entry["stages"][0]["summary"] = {HOSTILE: HOSTILE}
+    entry["map"]["method"] = entry["map"]["label"] = HOSTILE
+    for point in entry["map"]["points"]:
+        point["title"] = point["label"] = HOSTILE
+    hostile["generators"][HOSTILE] = entry
+    for row in hostile["rows"]:
+        row["model"] = f"{row['model']}{HOSTILE}"
+        row["loss"] = HOSTILE
+        row["item_embeddings"] = HOSTILE if row["item_embeddings"] else None
+    hostile["rows"][0]["error"] = HOSTILE
+    page, outline = report(save(hostile))
+    assert set(outline.tags) <= set(plain.tags)
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_failed_runs_are_listed_and_left_out(content: Any, save: Save) -> None:
+    content["rows"][0] |= {"error": "out of memory", "metrics": None, "curve": None}
+    page, outline = report(save(content))
+    assert "failed" in outline.ids
+    assert "out of memory" in page
+    assert "1 run of 24 failed" in page
+
+
+def test_a_file_without_a_finished_run(content: Any, save: Save) -> None:
+    for row in content["rows"]:
+        row.update(error="broken", metrics=None, valid=None, slices=None, curve=None, seconds=None)
+    page, outline = report(save(content))
+    assert "No run finished" in page
+    assert outline.ids == ["embeddings", "failed", "environment"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"generator": "imported", "seconds": None, "stages": [], "map": None},
+        {"stages": [{"name": "knowledge", "history": [{"step": 0, "loss_generation": None}]}]},
+        {"map": {"points": [{"x": 0.5, "y": 0.5}]}, "generation_rate": {"recall": 0.1}},
+        {"stages": None, "generation_rate": {"recall": None}, "map": {"points": []}},
+    ],
+)
+def test_incomplete_generators(entry: Any, content: Any, save: Save) -> None:
+    content["generators"] = {"s": entry}
+    assert "embeddings" in report(save(content))[1].ids
+
+
+def test_without_generators_slices_and_curves(content: Any, save: Save) -> None:
+    content["generators"] = {}
+    for row in content["rows"]:
+        row.update(slices={}, curve=[], parameters=None, peak_mb=None)
+    assert report(save(content))[1].ids == ["results", "cost", "environment"]
+
+
+def test_a_low_generation_rate_is_pointed_out(content: Any, save: Save) -> None:
+    content["generators"]["tpad-tiny"]["generation_rate"]["recall"] = 0.15
+    assert "did not learn to describe items" in report(save(content))[0]
+
+
+def headline(content: Any, save: Save) -> str:
+    return find(read_results(save(content))).headline
+
+
+def with_metric(content: Any, values: dict[tuple[str, str | None], list[float]]) -> Any:
+    """The results with only these (model, embeddings) pairs, NDCG@10 as given by seed."""
+    rows = []
+    for (model, store), scores in values.items():
+        for seed, score in enumerate(scores):
+            row = {**content["rows"][0], "model": model, "item_embeddings": store, "seed": seed}
+            rows.append({**row, "metrics": {"NDCG@10": score, "HR@10": score}, "slices": {}})
+    return {**content, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("plain", "with_store", "expected"),
+    [
+        ([0.10, 0.11], [0.20, 0.21], "t raises NDCG@10 for 1 of 1 model."),
+        ([0.20, 0.21], [0.10, 0.11], "t lowers NDCG@10 for 1 of 1 model."),
+        ([0.10, 0.20], [0.15, 0.25], "With t, no change of NDCG@10 is separable"),
+        ([0.10], [0.30], "on a single seed"),
+    ],
+)
+def test_headline(
+    plain: list[float], with_store: list[float], expected: str, content: Any, save: Save
+) -> None:
+    made = with_metric(content, {("A", None): plain, ("A", "t"): with_store})
+    assert expected in headline(made, save)
+
+
+def test_headline_without_embeddings_names_the_best_and_its_rivals(
+    content: Any, save: Save
+) -> None:
+    values = {("A", None): [0.30, 0.32], ("B", None): [0.29, 0.32], ("C", None): [0.1, 0.1]}
+    text = headline(with_metric(content, values), save)
+    assert text.startswith("Highest NDCG@10: A, 0.3100")
+    assert text.endswith("not separable from B.")
+
+
+def remove(content: Any, *keys: Any) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    del content[keys[-1]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (("rows",), "'rows'"),
+        (("protocol",), "'protocol'"),
+        (("dataset", "name"), "'dataset.name'"),
+        (("rows", 3, "model"), "'rows[3].model'"),
+        (("rows", 3, "metrics"), "'rows[3].metrics'"),
+        (("rows", 0, "seed"), "'rows[0].seed'"),
+        (("generators",), "'generators'"),
+    ],
+)
+def test_a_missing_key_is_named(
+    keys: tuple[Any, ...], named: str, content: Any, save: Save
+) -> None:
+    remove(content, *keys)
+    path = save(content)
+    with pytest.raises(InputError) as caught:
+        write_report(path)
+    assert str(path) in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_wrong_values_are_named(content: Any, save: Save) -> None:
+    content["rows"][2]["metrics"]["HR@5"] = float("nan")
+    with pytest.raises(InputError, match=r"rows\[2\]\.metrics\.HR@5.*finite"):
+        write_report(save(content))
+    content["rows"][2]["metrics"]["HR@5"] = "high"
+    with pytest.raises(InputError, match=r"must be a number, not str"):
+        write_report(save(content))
+    with pytest.raises(InputError, match=r"top level.*not list"):
+        write_report(save([]))
+    with pytest.raises(InputError, match=r"'format' is 2"):
+        write_report(save({**content, "format": 2}))
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Cannot read the results file .*none\.json"):
+        write_report(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"format": 1, "rows": [')
+    with pytest.raises(InputError, match="not valid JSON"):
+        write_report(tmp_path / "half.json")
