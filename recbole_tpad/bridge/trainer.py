@@ -31,6 +31,8 @@ from recbole_tpad.errors import InputError
 
 logger = logging.getLogger("recbole_tpad")
 
+_POOL = 50  # batches
+
 # Models whose scores do not change when padding to the right is cut off.
 TRIMMED = {
     "CORE",
@@ -154,8 +156,13 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         total = 0.0
+        batches = self._by_length(train_data) if self.config["length_bucketing"] else train_data
         progress = tqdm(
-            train_data, desc=f"Epoch {epoch_idx}", disable=not show_progress, leave=False
+            batches,
+            desc=f"Epoch {epoch_idx}",
+            total=len(train_data),
+            disable=not show_progress,
+            leave=False,
         )
         for batch, interaction in enumerate(progress):
             interaction = self._trimmed(interaction.to(self.device))
@@ -163,7 +170,7 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
             with torch.autocast(self.device.type, enabled=self.enable_amp):
                 losses = loss_func(interaction)
             loss: Tensor = torch.stack(losses).sum() if isinstance(losses, tuple) else losses
-            value = float(loss)
+            value = float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(self._diverged(epoch_idx, batch, value, interaction))
             if loss.requires_grad:
@@ -296,6 +303,21 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
     @property
     def _list_field(self) -> str:
         return str(self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"])
+
+    def _by_length(self, train_data: Any) -> Iterator[Any]:
+        """Yield an epoch's batches with sessions of similar length in each.
+
+        The rows are shuffled, cut into pools of `_POOL` batches, sorted by length within a pool,
+        and the batches shuffled again: chance stays in what is together and in the order.
+        """
+        lengths = train_data._dataset.inter_feat[self.config["ITEM_LIST_LENGTH_FIELD"]]
+        generator, size = train_data.generator, int(train_data.step)
+        order = torch.randperm(len(lengths), generator=generator)
+        batches: list[Tensor] = []
+        for pool in order.split(size * _POOL):
+            batches += pool[lengths[pool].argsort(stable=True)].split(size)
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield train_data.collate_fn(batches[index].numpy())
 
     def _trimmed(self, interaction: Any) -> Any:
         if self.config["model"] not in TRIMMED:

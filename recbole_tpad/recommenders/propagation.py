@@ -33,16 +33,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, matrix: SparseMatrix) -> Tensor:
         ctx.matrix = matrix
-        return _weighted_sum(
-            rows.contiguous(), matrix.crow, matrix.col, matrix.values.to(rows.dtype)
-        )
+        return _weighted_sum(rows.contiguous(), matrix.crow, matrix.col, matrix.values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         m: SparseMatrix = ctx.matrix
-        values = m.values[m.transpose_order].to(grad.dtype)
-        return _weighted_sum(grad.contiguous(), m.crow_t, m.col_t, values), None
+        return _weighted_sum(grad.contiguous(), m.crow_t, m.col_t, m.values_t), None
 
 
 class _SampledDots(torch.autograd.Function):
@@ -69,6 +66,7 @@ class SparseMatrix(nn.Module):
     crow: Tensor
     col: Tensor
     values: Tensor
+    values_t: Tensor
     row: Tensor
     crow_t: Tensor
     col_t: Tensor
@@ -82,18 +80,20 @@ class SparseMatrix(nn.Module):
         transposed = transposed.tocsr()
         transposed.sort_indices()
         self.n = n
-        for name, array in (
-            ("crow", pattern.crow),
-            ("col", pattern.col),
-            ("row", np.repeat(np.arange(n), np.diff(pattern.crow))),
-            ("crow_t", transposed.indptr),
-            ("col_t", transposed.indices),
-            ("transpose_order", transposed.data - 1),
+        order = transposed.data - 1
+        for name, array, dtype in (
+            ("crow", pattern.crow, np.int32),
+            ("col", pattern.col, np.int32),
+            ("crow_t", transposed.indptr, np.int32),
+            ("col_t", transposed.indices, np.int32),
+            ("row", np.repeat(np.arange(n), np.diff(pattern.crow)), np.int64),
+            ("transpose_order", order, np.int64),
         ):
-            tensor = torch.from_numpy(np.asarray(array, dtype=np.int64))
+            tensor = torch.from_numpy(np.asarray(array, dtype=dtype))
             self.register_buffer(name, tensor, persistent=False)
-        # Kept in float64 and cast in use, so that a model in double precision stays exact.
-        self.register_buffer("values", torch.from_numpy(pattern.values.copy()), persistent=False)
+        values = torch.from_numpy(pattern.values).to(torch.get_default_dtype())
+        self.register_buffer("values", values, persistent=False)
+        self.register_buffer("values_t", values[self.transpose_order], persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return matrix · rows, shape (N, columns), differentiable in `rows`."""
@@ -110,7 +110,11 @@ class SparseMatrix(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             pattern = torch.sparse_csr_tensor(
-                self.crow, self.col, self.values.to(rows.dtype), size=(self.n, self.n)
+                self.crow,
+                self.col,
+                self.values.to(rows.dtype),
+                size=(self.n, self.n),
+                check_invariants=False,
             )
         rows = rows.contiguous()
         found: Tensor = torch.sparse.sampled_addmm(pattern, rows, rows.t(), beta=0.0).values()
