@@ -156,6 +156,7 @@ class JsonLines:
                 unit_scale=True,
                 desc=self.path.name,
                 delay=3,
+                mininterval=1,
                 leave=False,
             ) as bar,
         ):
