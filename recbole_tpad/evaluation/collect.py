@@ -46,6 +46,7 @@ def generator_entry(
         "seconds": told.get("seconds"),
         "stages": told.get("stages") or [],
         "generation_rate": told.get("generation_rate"),
+        "warnings": told.get("warnings") or [],
         "map": _cached_map(store, items, cache),
     }
 

@@ -8,7 +8,6 @@ out-of-memory kill ends that run only.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import sys
@@ -42,7 +41,7 @@ def run_jobs(
 
     Args:
         jobs: what to run, started in this order.
-        runner: importable function from a config to a result dataclass or mapping.
+        runner: importable function from a config to a `RunResult` or a mapping with a row's keys.
         parallel: processes at a time.
         threads: compute threads of each process.
     """
@@ -124,8 +123,8 @@ def _end_with_parent() -> None:
 
 
 def _as_mapping(result: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        return dataclasses.asdict(result)
-    if isinstance(result, Mapping):
-        return dict(result)
-    raise TypeError(f"The runner returned a {type(result).__name__}, not a result or a mapping.")
+    """A run's row: of the bridge's result, or of a mapping that is one already."""
+    row = result.to_row() if hasattr(result, "to_row") else result
+    if not isinstance(row, Mapping):
+        raise TypeError(f"The runner returned a {type(result).__name__}, not a result.")
+    return dict(row)

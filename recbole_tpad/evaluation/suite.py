@@ -10,10 +10,8 @@ from typing import Any
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import read_preset, read_yaml
 
-# Models that have no item table an embedding could feed: only the pair with "none" is run.
-WITHOUT_EMBEDDINGS = frozenset(
-    {"CoOccurrence", "ItemKNN", "Pop", "Popularity", "Random", "RepeatLast", "SessionKNN", "SKNN"}
-)
+# Models with nothing that an embedding could feed: only the pair with "none" is run.
+WITHOUT_EMBEDDINGS = frozenset({"Popularity"})
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
 

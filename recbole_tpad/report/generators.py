@@ -72,15 +72,7 @@ def _store(entry: Mapping[str, Any]) -> Html:
         body.append(tag("div", charts, class_="charts"))
     if not stages:
         body.append(caption("The store does not say how it was trained."))
-    if isinstance(rate, Mapping) and _is_number(rate.get("recall")) and rate["recall"] <= 0.2:
-        body.append(
-            tag(
-                "p",
-                "A generation rate of .2 or less means that the knowledge stage did not learn to "
-                "describe items; judge these embeddings with care.",
-                class_="warn",
-            )
-        )
+    body += [tag("p", str(line), class_="warn") for line in entry.get("warnings") or []]
     return join(body)
 
 
@@ -155,7 +147,8 @@ def _rate_chart(rate: Mapping[str, Any]) -> Html:
     return figure(
         "Generation rate on held-out items",
         bar_chart("Generation rate", rows, x_label="share"),
-        "Grey: reference values, by chance and with every item shown another item's image.",
+        "Grey: keyword recall against other items' keywords (chance), and with every item shown "
+        "another item's image.",
     )
 
 

@@ -95,7 +95,8 @@ td.wrap{min-width:9.5em}}
 --grid:#ddd;--best:#eee;--good:#14663c;--bad:#8f3224;--c0:#6b757c;--c1:#245a96;--c2:#b8640f;
 --c3:#247552;--c4:#8f3f74;--c5:#6f5524;--c6:#47449f;--c7:#9f352e;--c8:#aab2b7}
 body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}.scroll{overflow:visible}
-table{font-size:8pt}th,td{padding:3px 5px}h2,h3,.caption,.legend,.facts{break-after:avoid}tr{break-inside:avoid}
+table{font-size:8pt}th,td{padding:3px 5px}h2,h3,.caption,.legend,.facts{break-after:avoid}
+tr{break-inside:avoid}
 .charts{grid-template-columns:repeat(2,1fr)}*{print-color-adjust:exact}}
 """
 

@@ -167,9 +167,9 @@ def test_without_generators_slices_and_curves(content: Any, save: Save) -> None:
     assert report(save(content))[1].ids == ["results", "cost", "environment"]
 
 
-def test_a_low_generation_rate_is_pointed_out(content: Any, save: Save) -> None:
-    content["generators"]["tpad-tiny"]["generation_rate"]["recall"] = 0.15
-    assert "did not learn to describe items" in report(save(content))[0]
+def test_the_generator_s_warnings_are_shown(content: Any, save: Save) -> None:
+    content["generators"]["tpad-tiny"]["warnings"] = ["The knowledge tower <looks> away."]
+    assert "The knowledge tower &lt;looks&gt; away." in report(save(content))[0]
 
 
 def headline(content: Any, save: Save) -> str:

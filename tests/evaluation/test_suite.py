@@ -1,0 +1,98 @@
+"""Suites: reading, expanding, refusing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_tpad.errors import InputError
+from recbole_tpad.evaluation.suite import expand, read_suite
+from recbole_tpad.presets import preset_names
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_presets_are_readable(name: str) -> None:
+    assert name in preset_names("evaluation")
+    suite = read_suite(name)
+    assert "DIMO" in suite.models
+    assert expand(suite)
+
+
+def test_expansion_drops_impossible_pairs_and_merges_configs() -> None:
+    suite = read_suite(
+        {
+            "models": ["SASRec", "Popularity"],
+            "item_embeddings": [None, "tiny"],
+            "seeds": [4, 7],
+            "config": {"epochs": 3, "learning_rate": 0.1},
+            "model_config": {"SASRec": {"epochs": 5}},
+        }
+    )
+    runs = expand(suite, {"learning_rate": 0.2})
+    assert [(r.model, r.item_embeddings, r.seed) for r in runs] == [
+        ("SASRec", None, 4),
+        ("SASRec", None, 7),
+        ("SASRec", "tiny", 4),
+        ("SASRec", "tiny", 7),
+        ("Popularity", None, 4),
+        ("Popularity", None, 7),
+    ]
+    assert runs[2].config == {
+        "epochs": 5,
+        "learning_rate": 0.2,
+        "model": "SASRec",
+        "seed": 4,
+        "item_embeddings": "tiny",
+    }
+    assert runs[4].config["epochs"] == 3
+
+
+def test_seeds_may_be_replaced() -> None:
+    assert read_suite("demo", 2).seeds == (1, 2)
+    assert read_suite("demo", [9]).seeds == (9,)
+
+
+def test_a_yaml_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("models: SASRec\nitem_embeddings: [none, a]\nseeds: 1\n")
+    suite = read_suite(str(file))
+    assert (suite.name, suite.models, suite.item_embeddings) == (
+        "mine.yaml",
+        ("SASRec",),
+        (None, "a"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("suite", "complaint"),
+    [
+        ({"model": ["SASRec"]}, "unknown key 'model'. Did you mean 'models'?"),
+        ({}, "'models' must be a list"),
+        ({"models": []}, "'models' must be a list"),
+        ({"models": [3]}, "holds 3"),
+        ({"models": ["A", "A"]}, "names 'A' twice"),
+        ({"models": ["A"], "item_embeddings": ["none", None]}, "names 'none' twice"),
+        ({"models": ["A"], "seeds": 0}, "'seeds'"),
+        ({"models": ["A"], "seeds": [1, 1]}, "'seeds'"),
+        ({"models": ["A"], "seeds": True}, "'seeds'"),
+        ({"models": ["A"], "config": [1]}, "'config' must hold"),
+        ({"models": ["A"], "config": {"seed": 1}}, "sets 'seed'"),
+        ({"models": ["SASRec"], "model_config": {"SASREC": {}}}, "Did you mean 'SASRec'?"),
+        ({"models": ["A"], "model_config": {"A": {"model": "B"}}}, "sets 'model'"),
+        ("dmeo", "Did you mean 'demo'?"),
+    ],
+)
+def test_bad_suites_are_refused_with_a_remedy(suite: Any, complaint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_suite(suite)
+    assert complaint in str(caught.value)
+
+
+def test_nothing_to_run_and_reserved_overrides() -> None:
+    only = read_suite({"models": ["Popularity"], "item_embeddings": ["tiny"]})
+    with pytest.raises(InputError, match="no possible run"):
+        expand(only)
+    with pytest.raises(InputError, match="sets 'dataset'"):
+        expand(read_suite({"models": ["A"]}), {"dataset": "b"})
