@@ -1,1 +1,1 @@
-
+"""Backbones turn an item (image and text) into the states of its two summary tokens."""

@@ -1,1 +1,1 @@
-
+"""Ways to make item embeddings: one file and one YAML each."""

@@ -1,0 +1,196 @@
+"""The item-modality reasoning prompt as token ids (TPAD §2; wording is an assumption).
+
+A prompt is a list of ids in which negative values mark places that are not vocabulary tokens:
+the visual tokens and the two summary tokens. The answer (visual keywords, category) comes after
+the summary tokens, so by causality nothing in it can reach the exported states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from recbole_tpad.data import Item
+from recbole_tpad.errors import InputError, nearest
+
+VISUAL_TOKEN = -1
+IMAGE_SUMMARY = -2
+TEXT_SUMMARY = -3
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """Named parts of the prompt, each tokenised by itself.
+
+    `item_text` may use {title}, {brand}, {description}; never the category, which is an answer.
+    """
+
+    before_image: str = "Item image:"
+    before_image_summary: str = ". Summarise the visual preference:"
+    before_text: str = ". Item text:"
+    item_text: str = "{title}, {brand}"
+    before_text_summary: str = ". Summarise the textual preference:"
+    before_answer: str = ". Visual keywords:"
+    between_answers: str = ". Category:"
+
+    @classmethod
+    def from_config(cls, parts: dict[str, str]) -> PromptTemplate:
+        """Build a template from a YAML mapping.
+
+        Raises:
+            InputError: an unknown part, or a placeholder that is not an item field (the category
+                in particular: it is an answer).
+        """
+        known = [f.name for f in fields(cls)]
+        for key in parts:
+            if key not in known:
+                raise InputError(
+                    f"Unknown prompt part '{key}'.{nearest(key, known)} Known: {', '.join(known)}."
+                )
+        template = cls(**parts)
+        try:
+            template.text_of(Item("i", "t", "b", "c", "d", None, None, ()))
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                f"Prompt part 'item_text' is {template.item_text!r}: {error} is not one of "
+                "{title}, {brand}, {description}. The category is an answer, never a part of the "
+                "prompt."
+            ) from error
+        return template
+
+    def scaffold(self) -> str:
+        """The fixed wording, for a tokenizer that is trained on the catalogue."""
+        return " ".join(getattr(self, f.name) for f in fields(self) if f.name != "item_text")
+
+    def text_of(self, item: Item) -> str:
+        """Return the item's text with absent fields left out."""
+        text = self.item_text.format(
+            title=item.title, brand=item.brand, description=item.description
+        )
+        return " ".join(text.split()).strip(" ,.;")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of one item: `ids` up to and including the answer lead, then `answer`."""
+
+    ids: list[int]
+    answer: list[int]
+
+
+class PromptEncoder:
+    """Tokenises items; the budget cuts the item's text, never a summary token.
+
+    Args:
+        tokenizer: the language model's tokenizer.
+        template: the prompt's parts.
+        visual_tokens: number of visual tokens an image takes.
+        max_text_tokens: budget of the item's own text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        visual_tokens: int,
+        max_text_tokens: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._visual_tokens = visual_tokens
+        self._max_text_tokens = max_text_tokens
+        self._lead = self._ids(template.before_image)
+        if tokenizer.bos_token_id is not None:
+            self._lead = [tokenizer.bos_token_id, *self._lead]
+        self._to_image_summary = self._ids(template.before_image_summary)
+        self._to_text = self._ids(template.before_text)
+        self._to_text_summary = self._ids(template.before_text_summary)
+        self._to_answer = self._ids(template.before_answer)
+        if tokenizer.eos_token_id is None:
+            raise InputError("The tokenizer has no end-of-sequence token; answers could not end.")
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def states_prompt(self, item: Item) -> list[int]:
+        """Ids up to and including the text summary token: all that the exported states need."""
+        text = self._ids(" " + self._template.text_of(item))[: self._max_text_tokens]
+        return [
+            *self._lead,
+            *[VISUAL_TOKEN] * self._visual_tokens,
+            *self._to_image_summary,
+            IMAGE_SUMMARY,
+            *self._to_text,
+            *text,
+            *self._to_text_summary,
+            TEXT_SUMMARY,
+        ]
+
+    def answer_text(self, item: Item) -> str:
+        """The gold answer; empty when the item has neither keywords nor a category."""
+        if not item.keywords and not item.category:
+            return ""
+        keywords = " " + ", ".join(item.keywords) if item.keywords else ""
+        category = f"{self._template.between_answers} {item.category}" if item.category else ""
+        return keywords + category
+
+    def prompt(self, item: Item) -> Prompt:
+        """Prompt with its gold answer, ended by the end-of-sequence token."""
+        text = self.answer_text(item)
+        answer = [*self._ids(text), self._tokenizer.eos_token_id] if text else []
+        return Prompt(self.states_prompt(item) + self._to_answer, answer)
+
+    def parse_answer(self, ids: Sequence[int]) -> tuple[list[str], str]:
+        """Split generated ids into (keywords, category), both as text."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        keywords, _, category = text.partition(self._template.between_answers)
+        return [k.strip() for k in keywords.split(",") if k.strip()], category.strip()
+
+
+@dataclass(slots=True)
+class PromptBatch:
+    """Padded prompts.
+
+    Attributes:
+        ids: (B, L) int64, markers kept, padding 0.
+        mask: (B, L) int64, 1 = real token.
+        labels: (B, L) int64, answer ids where a loss is due, IGNORED_LABEL elsewhere.
+        answer_start: (B,) int64, column of the first answer token (or where it would be).
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    answer_start: torch.Tensor
+
+    def summary_positions(self, marker: int) -> torch.Tensor:
+        """Column of the marker in each row, shape (B,)."""
+        return (self.ids == marker).int().argmax(dim=1)
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """Copy to a device."""
+        return PromptBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
+    """Pad prompts to the longest, on the right (training, encoding) or left (generation)."""
+    length = max(len(p.ids) + len(p.answer) for p in prompts)
+    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    answer_start = torch.empty(len(prompts), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        tokens = prompt.ids + prompt.answer
+        start = length - len(tokens) if left else 0
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[row, start : start + len(tokens)] = 1
+        first = start + len(prompt.ids)
+        answer_start[row] = first
+        if prompt.answer:
+            labels[row, first : first + len(prompt.answer)] = torch.tensor(prompt.answer)
+    return PromptBatch(ids, mask, labels, answer_start)

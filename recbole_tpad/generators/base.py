@@ -1,0 +1,77 @@
+"""What a generator is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_tpad.data import DatasetFolder, Item
+from recbole_tpad.files import sha256_file
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Item vectors with what determined them.
+
+    Attributes:
+        arrays: modality → (N, dim), rows in the data set's item order.
+        role: the store's role (K0, K1, other).
+        uses_sessions: whether training sessions had any influence.
+        inputs: name → SHA-256 of everything that determined the vectors.
+    """
+
+    arrays: dict[str, npt.NDArray[np.floating]]
+    role: str
+    uses_sessions: bool
+    inputs: dict[str, str]
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What happened while making embeddings; becomes ``run.json`` beside the manifest."""
+
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    generation_rate: dict[str, float | None] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Generator(Protocol):
+    """A way to make item embeddings.
+
+    A new one is a file in this package with a class of this shape, an entry in
+    `recbole_tpad.generators.registry`, and a YAML in ``properties/generator``.
+    """
+
+    def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
+        """Name → SHA-256 of everything that will determine the vectors, before any work."""
+        ...
+
+    def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
+        """Fit on the data set and encode all its items.
+
+        Args:
+            dataset: items and training sessions.
+            work: folder for cached stages.
+            record: filled with stages, histories and warnings.
+        """
+        ...
+
+
+def items_sha256(items: Iterable[Item], *, images: bool, keywords: bool) -> str:
+    """SHA-256 of item contents: id, title, brand, description, category, and if asked the image
+    bytes and keywords."""
+    digest = hashlib.sha256()
+    for item in items:
+        parts = [item.item_id, item.title, item.brand, item.description, item.category]
+        if keywords:
+            parts.append("\x1e".join(item.keywords))
+        if images:
+            parts.append(sha256_file(item.image) if item.image else "")
+        digest.update("\x1f".join(parts).encode() + b"\n")
+    return digest.hexdigest()

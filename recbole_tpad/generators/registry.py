@@ -1,0 +1,103 @@
+"""From a generator preset (YAML) to a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.generators.base import Generator
+from recbole_tpad.presets import preset_names, read_preset, read_yaml
+from recbole_tpad.settings import from_mapping
+
+
+def _tpad(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.tpad import TpadGenerator, TpadSettings
+
+    return TpadGenerator(from_mapping(TpadSettings, values, where))
+
+
+def _tfidf(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.tfidf import TfidfGenerator, TfidfSettings
+
+    return TfidfGenerator(from_mapping(TfidfSettings, values, where))
+
+
+def _random(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.random import RandomGenerator, RandomSettings
+
+    return RandomGenerator(from_mapping(RandomSettings, values, where))
+
+
+# Imported when asked for: tfidf must not pay for loading transformers.
+GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
+    "tpad": _tpad,
+    "tfidf": _tfidf,
+    "random": _random,
+}
+
+
+def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with nested `changes` on top."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:
+    """Turn ``{"knowledge.loop.steps": "50"}`` into a nested mapping; values are YAML scalars.
+
+    Raises:
+        InputError: a value that is not valid YAML.
+    """
+    nested: dict[str, Any] = {}
+    for key, text in arguments.items():
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--{key}={text} is not a valid YAML value.") from error
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--{key}: '{parent}' is set to a value and used as a section.")
+        place[last] = value
+    return nested
+
+
+def make_generator(name: str, overrides: Mapping[str, Any] | None = None) -> Generator:
+    """Build a generator from a preset name or the path of a YAML file of the same shape.
+
+    Args:
+        name: preset in ``properties/generator``, or a ``.yaml`` path.
+        overrides: nested values on top of the preset.
+
+    Raises:
+        InputError: unknown preset, generator kind or key.
+    """
+    if name.endswith((".yaml", ".yml")):
+        values, where = read_yaml(Path(name)), name
+    else:
+        if name not in preset_names("generator"):
+            known = preset_names("generator")
+            raise InputError(
+                f"Unknown generator '{name}'.{nearest(name, known)} Known: {', '.join(known)}; "
+                "or give the path of a YAML file."
+            )
+        values, where = read_preset("generator", name), f"generator '{name}'"
+    values = merge(values, overrides or {})
+    kind = str(values.pop("generator", ""))
+    if kind not in GENERATORS:
+        raise InputError(
+            f"{where}: the key 'generator' is '{kind}'.{nearest(kind, GENERATORS)} "
+            f"Known: {', '.join(GENERATORS)}."
+        )
+    return GENERATORS[kind](values, where)

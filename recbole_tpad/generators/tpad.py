@@ -1,0 +1,341 @@
+"""TPAD: knowledge tower, transition tower, alignment, encoding (arXiv 2504.10538).
+
+Each stage's result is kept under a fingerprint of everything that determines it, so a changed
+prompt or setting re-runs exactly what depends on it, and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import recbole_tpad
+from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.loading import BackboneSettings, load_composed
+from recbole_tpad.backbones.prompts import PromptTemplate
+from recbole_tpad.backbones.tiny import TinySettings, create_tiny
+from recbole_tpad.data import DatasetFolder, Item
+from recbole_tpad.files import atomic_folder, sha256_json, write_json
+from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
+from recbole_tpad.settings import from_mapping
+from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
+from recbole_tpad.stages.generation_rate import measure
+from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.knowledge import (
+    KnowledgeSettings,
+    split_holdout,
+    train_knowledge,
+    trained_parameters,
+)
+from recbole_tpad.stages.loop import Metrics
+from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.transition import TransitionSettings, train_transition
+
+LATE_GENERATION_RATE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class TpadSettings:
+    """A TPAD run, as in ``properties/generator/tpad*.yaml``.
+
+    Attributes:
+        backbone, knowledge, transition, alignment: settings of the parts.
+        use_images, use_text: False removes that modality from every item (−Img, −Text).
+        no_alignment: export K(0), without stages 2a and 2b.
+        seed: of everything random.
+    """
+
+    backbone: BackboneSettings
+    knowledge: KnowledgeSettings
+    transition: TransitionSettings
+    alignment: AlignmentSettings
+    use_images: bool = True
+    use_text: bool = True
+    no_alignment: bool = False
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class _Stage:
+    """A finished stage: weights to load and a record of how they came about."""
+
+    weights: dict[str, torch.Tensor]
+    record: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One data set being embedded."""
+
+    dataset: DatasetFolder
+    items: list[Item]
+    work: Path
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+class TpadGenerator:
+    """K → T → TPA → encode.
+
+    Args:
+        settings: see `TpadSettings`.
+        device: None picks CUDA where there is one.
+    """
+
+    def __init__(self, settings: TpadSettings, device: torch.device | None = None) -> None:
+        self._settings = settings
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # -- fingerprints --------------------------------------------------------------------------
+
+    def _items(self, dataset: DatasetFolder) -> list[Item]:
+        changes: dict[str, Any] = {}
+        if not self._settings.use_images:
+            changes["image"] = None
+        if not self._settings.use_text:
+            changes |= {"title": "", "brand": "", "description": ""}
+        return [dataclasses.replace(item, **changes) for item in dataset.items]
+
+    def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
+        settings = self._settings
+        common = {"code": recbole_tpad.__version__, "seed": settings.seed}
+        backbone = sha256_json({**common, "backbone": dataclasses.asdict(settings.backbone)})
+        content = items_sha256(items, images=True, keywords=True)
+
+        def stage(name: str, own: Any, *upstream: str | None) -> str:
+            values = _without_checkpointing(dataclasses.asdict(own))
+            return sha256_json({**common, "stage": name, "settings": values, "from": upstream})
+
+        knowledge = stage("knowledge", settings.knowledge, backbone, content)
+        found = {"backbone": backbone, "items": content, "knowledge": knowledge}
+        if not settings.no_alignment:
+            split = dataset.split_fingerprint
+            transition = stage("transition", settings.transition, knowledge, split)
+            alignment = stage("alignment", settings.alignment, knowledge, transition)
+            found |= {"split": split, "transition": transition, "alignment": alignment}
+        return found
+
+    def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
+        """Fingerprints of backbone, items, split and stages."""
+        return self._fingerprints(dataset, self._items(dataset))
+
+    # -- stages --------------------------------------------------------------------------------
+
+    def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
+        """Run the stages that are not cached and encode all items with the final tower."""
+        items = self._items(dataset)
+        run = _Run(dataset, items, work, self._fingerprints(dataset, items))
+        torch.manual_seed(self._settings.seed)
+        backbone = self._backbone(run)
+        inputs = ItemInputs(backbone, items, self._device)
+
+        self._knowledge(run, backbone, inputs, record)
+        if not self._settings.no_alignment:
+            teacher = self._transition(run, backbone, inputs, record)
+            self._alignment(run, backbone, inputs, teacher, record)
+        started = time.perf_counter()
+        states = encode_states(backbone, inputs, "knowledge")
+        seconds = time.perf_counter() - started
+        rate = len(items) / seconds
+        record.stages.append(
+            {
+                "name": "encoding",
+                "seconds": seconds,
+                "history": [],
+                "summary": {"items": len(items), "items_per_second": rate},
+            }
+        )
+        return Encoded(
+            arrays={name: table.numpy() for name, table in states.items()},
+            role="K0" if self._settings.no_alignment else "K1",
+            uses_sessions=not self._settings.no_alignment,
+            inputs=run.fingerprints,
+        )
+
+    def _backbone(self, run: _Run) -> ComposedBackbone:
+        settings = self._settings.backbone
+        if settings.kind == "tiny":
+            sizes = from_mapping(TinySettings, settings.tiny, "backbone.tiny")
+            template = PromptTemplate.from_config(settings.prompt)
+            scaffold = [template.scaffold()] * len(run.items)
+            texts = [_all_text(item) for item in run.items] + scaffold
+            key = sha256_json([run.fingerprints["backbone"], texts])
+            folder = run.work / f"tiny-{key[:16]}"
+            if not (folder / "tiny.json").is_file():
+                with atomic_folder(folder) as made:
+                    create_tiny(made, texts, sizes, self._settings.seed)
+            settings = dataclasses.replace(
+                settings,
+                vision=str(folder / "vision"),
+                language_model=str(folder / "language_model"),
+            )
+        return load_composed(settings).to(self._device).eval()
+
+    def _cached(self, run: _Run, name: str, train: Callable[[Path], _Stage]) -> _Stage:
+        """Return a stage's result from disk, or train it and put it there."""
+        key = f"{name}-{run.fingerprints[name][:16]}"
+        folder = run.work / key
+        if not (folder / "stage.json").is_file():
+            checkpoint = run.work / f"{key}.checkpoint"
+            started = time.perf_counter()
+            stage = train(checkpoint)
+            stage.record["seconds"] = time.perf_counter() - started
+            with atomic_folder(folder) as made:
+                save_file(stage.weights, made / "weights.safetensors")
+                write_json(made / "stage.json", {"name": name, **stage.record})
+            # Later stages see what a resumed run would read back.
+            _drop(checkpoint)
+        return _Stage(
+            load_file(folder / "weights.safetensors"),
+            json.loads((folder / "stage.json").read_text(encoding="utf-8")),
+        )
+
+    def _knowledge(
+        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
+    ) -> None:
+        settings, seed = self._settings.knowledge, self._settings.seed
+        parameters = trained_parameters(backbone, settings)
+        standardised = {f"vision.{n}": b for n, b in backbone.vision.named_buffers()}
+
+        def train(checkpoint: Path) -> _Stage:
+            if settings.train_base:
+                inputs.load_pixels()
+                batches = inputs.pixel_batches()
+                if batches:
+                    backbone.vision.standardise(batches)
+            else:
+                inputs.cache_features()
+            result = train_knowledge(backbone, inputs, settings, checkpoint, seed)
+            weights = _copy(parameters) | _copy(standardised)
+            return _Stage(weights, {"history": result.history, "summary": {}})
+
+        stage = self._cached(run, "knowledge", train)
+        _load(parameters | standardised, stage.weights)
+        inputs.cache_features()
+        record.stages.append(stage.record)
+        record.generation_rate = self._generation_rate(run, backbone, inputs)
+        rate = record.generation_rate and record.generation_rate["recall"]
+        if rate is not None and rate <= LATE_GENERATION_RATE:
+            record.warnings.append(
+                f"Generation Rate is {rate:.3f}, not above {LATE_GENERATION_RATE}: the knowledge "
+                "tower does not say what is in the pictures. Train stage 1 longer, or check the "
+                "keywords."
+            )
+
+    def _generation_rate(
+        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs
+    ) -> dict[str, float | None] | None:
+        """Measured once per knowledge tower, kept beside it."""
+        key = f"knowledge-{run.fingerprints['knowledge'][:16]}"
+        file = run.work / key / "generation_rate.json"
+        if not file.is_file():
+            settings, seed = self._settings.knowledge, self._settings.seed
+            _, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
+            measured = measure(backbone, inputs, holdout, seed=seed) if len(holdout) > 1 else None
+            write_json(file, measured)
+        found: dict[str, float | None] | None = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def _transition(
+        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
+    ) -> dict[str, torch.Tensor]:
+        settings, seed = self._settings.transition, self._settings.seed
+
+        def train(checkpoint: Path) -> _Stage:
+            pairs = MetaPairs(_sessions(run.dataset), len(run.items), settings.orders)
+            history, scales = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
+            weights = _copy(backbone.tower_parameters("transition"))
+            summary = {"pairs": len(pairs)} | {
+                f"scale_{n}": float(s.detach().exp()) for n, s in scales.items()
+            }
+            return _Stage(weights, {"history": history, "summary": summary})
+
+        stage = self._cached(run, "transition", train)
+        _load(backbone.tower_parameters("transition"), stage.weights)
+        record.stages.append(stage.record)
+        return encode_states(backbone, inputs, "transition")
+
+    def _alignment(
+        self,
+        run: _Run,
+        backbone: ComposedBackbone,
+        inputs: ItemInputs,
+        teacher: dict[str, torch.Tensor],
+        record: RunRecord,
+    ) -> None:
+        settings, seed = self._settings.alignment, self._settings.seed
+
+        def train(checkpoint: Path) -> _Stage:
+            before = encode_states(backbone, inputs, "knowledge")
+            history = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
+            after = encode_states(backbone, inputs, "knowledge")
+            summary = {
+                f"{when}_neighbours_shared_with_T_{name}": overlap
+                for when, states in (("K0", before), ("K1", after))
+                for name, overlap in neighbour_overlap(states, teacher).items()
+            }
+            weights = _copy(backbone.tower_parameters("knowledge"))
+            return _Stage(weights, {"history": history, "summary": summary})
+
+        stage = self._cached(run, "alignment", train)
+        _load(backbone.tower_parameters("knowledge"), stage.weights)
+        record.stages.append(stage.record)
+
+
+def neighbour_overlap(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], k: int = 10
+) -> dict[str, float]:
+    """Mean share of an item's k nearest neighbours (cosine, centred) common to two encodings."""
+    result = {}
+    for name in left:
+        nearest = []
+        for states in (left[name], right[name]):
+            unit = nn.functional.normalize(states - states.mean(0), dim=-1)
+            similarity = (unit @ unit.T).fill_diagonal_(-2)
+            nearest.append(similarity.topk(min(k, len(unit) - 1)).indices)
+        shared = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(-1)
+        result[name] = shared.float().mean().item()
+    return result
+
+
+def _sessions(dataset: DatasetFolder) -> list[Sequence[int]]:
+    row = {item_id: n for n, item_id in enumerate(dataset.item_ids)}
+    return [[row[i] for i in items] for _, items in dataset.train_sessions()]
+
+
+def _all_text(item: Item) -> str:
+    return " ".join(
+        [item.title, item.brand, item.description, item.category, ", ".join(item.keywords)]
+    )
+
+
+def _without_checkpointing(settings: dict[str, Any]) -> dict[str, Any]:
+    loop = {k: v for k, v in settings["loop"].items() if k != "checkpoint_seconds"}
+    return {**settings, "loop": loop}
+
+
+def _copy(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {n: t.detach().cpu().clone().contiguous() for n, t in named.items()}
+
+
+@torch.no_grad()
+def _load(named: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    for name, tensor in named.items():
+        tensor.copy_(weights[name])
+
+
+def _drop(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["Metrics", "TpadGenerator", "TpadSettings", "neighbour_overlap"]

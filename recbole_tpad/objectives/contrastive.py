@@ -1,0 +1,37 @@
+"""Contrastive loss over item pairs with shared, de-duplicated candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def pair_info_nce(
+    states: torch.Tensor,
+    pairs: torch.Tensor,
+    log_scale: torch.Tensor,
+    known: torch.Tensor,
+) -> torch.Tensor:
+    """InfoNCE of meta pairs, in both directions, on normalised states (NoteLLM-2's loss form).
+
+    Every distinct item of the batch is encoded once and serves as a candidate once, so a popular
+    item is not its own negative. An anchor never competes with itself or with its known partners.
+
+    Args:
+        states: (U, d) states of the batch's distinct items.
+        pairs: (B, 2) int64 rows into `states`: anchor, target.
+        log_scale: scalar τ; similarities are cosine · exp(τ).
+        known: (U, U) bool, True where two items are a known positive pair in either direction.
+
+    Returns:
+        Scalar mean cross-entropy over 2B anchor-target rows, in nats.
+    """
+    unit = F.normalize(states, dim=-1)
+    anchors = torch.cat([pairs[:, 0], pairs[:, 1]])
+    targets = torch.cat([pairs[:, 1], pairs[:, 0]])
+    logits = unit[anchors] @ unit.T * log_scale.exp()
+    excluded = known[anchors].clone()
+    rows = torch.arange(len(anchors), device=states.device)
+    excluded[rows, anchors] = True
+    excluded[rows, targets] = False
+    return F.cross_entropy(logits.masked_fill(excluded, float("-inf")), targets)

@@ -1,0 +1,100 @@
+"""Stage 1, K-MLLM: from one item's image and text, say its visual keywords and category."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.errors import InputError
+from recbole_tpad.stages.inputs import ItemInputs
+from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeSettings:
+    """Stage 1.
+
+    Attributes:
+        loop: optimisation.
+        batch_size: items a step.
+        holdout: share of labelled items kept out, for the Generation Rate.
+        train_base: train the base too (for randomly initialised backbones); LoRA rests then.
+    """
+
+    loop: LoopSettings
+    batch_size: int = 32
+    holdout: float = 0.1
+    train_base: bool = False
+
+
+@dataclass(slots=True)
+class KnowledgeResult:
+    """What stage 1 leaves behind besides the trained backbone."""
+
+    history: list[Metrics]
+    holdout: list[int] = field(default_factory=list)
+
+
+def split_holdout(has_answer: torch.Tensor, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split the labelled item rows into (training, held out), at random.
+
+    Raises:
+        InputError: no item has keywords or a category.
+    """
+    rows = torch.nonzero(has_answer).flatten()
+    if len(rows) == 0:
+        raise InputError(
+            "No item has keywords or a category, so stage 1 has nothing to learn from. Run "
+            "'recbole-tpad keywords' first, or convert metadata that has categories."
+        )
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    held = min(len(rows) - 1, round(share * len(rows)))
+    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+
+
+def trained_parameters(
+    backbone: ComposedBackbone, settings: KnowledgeSettings
+) -> dict[str, torch.nn.Parameter]:
+    """What stage 1 trains: the tower, or for a random base everything but LoRA."""
+    tower = backbone.tower_parameters("knowledge")
+    if not settings.train_base:
+        return tower
+    own = {n: p for n, p in tower.items() if not n.startswith("lora.")}
+    return own | backbone.base_parameters()
+
+
+def train_knowledge(
+    backbone: ComposedBackbone,
+    inputs: ItemInputs,
+    settings: KnowledgeSettings,
+    folder: Path,
+    seed: int,
+) -> KnowledgeResult:
+    """Train the knowledge tower with cross-entropy on answer tokens only.
+
+    Args:
+        backbone: changed in place.
+        inputs: items; with `train_base` their pixels are loaded, else their features cached.
+        settings: stage settings.
+        folder: for checkpoints.
+        seed: of hold-out, batches and dropout.
+    """
+    training, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
+    rows = torch.tensor(training)
+    backbone.use("knowledge")
+    parameters = trained_parameters(backbone, settings)
+    torch.manual_seed(seed)
+    loop = TrainingLoop("knowledge", Trainable(parameters), settings.loop, folder)
+
+    def compute(step: int) -> tuple[torch.Tensor, Metrics]:
+        chosen = rows[epoch_batches(len(rows), settings.batch_size, step, seed)]
+        batch, visual, has_image = inputs.batch(chosen, answers=True)
+        loss = backbone.answer_loss(batch, backbone.hidden(batch, visual, has_image))
+        return loss, {"loss_generation": loss.item()}
+
+    with backbone.training_only(parameters):
+        history = loop.run(compute)
+    return KnowledgeResult(history, holdout)
