@@ -48,6 +48,7 @@ def item_map(
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     missing = set(store.missing([item.item_id for item in items]))
     known = [item for item in items if item.item_id not in missing]
@@ -67,7 +68,10 @@ def item_map(
     else:
         perplexity = min(30.0, (len(known) - 1) / 3)
         tsne = TSNE(n_components=2, perplexity=perplexity, init="random", random_state=seed)
-        places = tsne.fit_transform(rows)
+        # One thread: sums in one order, so equal stores give equal maps, and no waiting for
+        # threads that a busy machine does not run.
+        with threadpool_limits(1):
+            places = tsne.fit_transform(rows)
         span = np.maximum(np.ptp(places, axis=0), 1e-12)
         places = (places - places.min(axis=0)) / span
     return {
