@@ -32,7 +32,9 @@ def write_data_set(
         for session, items in sessions:
             first = 1 if augment and part == "train" else len(items) - 1
             for end in range(first, len(items)):
-                lines.append(f"{session}\t{' '.join(items[max(0, end - max_len):end])}\t{items[end]}")
+                lines.append(
+                    f"{session}\t{' '.join(items[max(0, end - max_len) : end])}\t{items[end]}"
+                )
         (folder / f"{name}.{part}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
     split = {
         "format": 1,

@@ -190,9 +190,9 @@ def _keys_read(found: Any) -> set[str]:
     folder = recbole_folder()
     texts = [p.read_text(encoding="utf-8") for p in sorted(folder.glob("data/**/*.py"))]
     texts += [p.read_text(encoding="utf-8") for p in sorted(folder.glob("trainer/*.py"))]
-    module = inspect.getmodule(found)
-    if module is not None and module.__file__ is not None:
-        texts.append(Path(module.__file__).read_text(encoding="utf-8"))
+    modules = {inspect.getmodule(base) for base in inspect.getmro(found)}
+    files = {getattr(module, "__file__", None) for module in modules}
+    texts += [Path(file).read_text(encoding="utf-8") for file in files if file is not None]
     for text in texts:
         keys.update(_READ_KEY.findall(text))
     from recbole.utils import argument_list

@@ -12,6 +12,7 @@ import pandas as pd
 from recbole.data.dataset import SequentialDataset
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType
+from torch.nn.functional import pad
 
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.sessions import training_fingerprint
@@ -77,12 +78,13 @@ def load_data(config: Any) -> Loaders:
     for name, part in zip(names, parts, strict=True):
         if len(part) == 0:
             raise InputError(f"The {name} part of {folder} is empty; split the data otherwise.")
-    width = parts[0].inter_feat[dataset.iid_field + config["LIST_SUFFIX"]].shape[1]
+    width = max(p.inter_feat[dataset.iid_field + config["LIST_SUFFIX"]].shape[1] for p in parts)
     if width > config["MAX_ITEM_LIST_LENGTH"]:
         raise InputError(
             f"MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} is shorter than the lists of "
             f"{folder} (up to {width} items). Leave the key out, or convert with --max_len."
         )
+    _widen(parts, dataset.iid_field + config["LIST_SUFFIX"], config["MAX_ITEM_LIST_LENGTH"])
     if split is not None:
         _check_training_part(parts[0], split, folder)
     samplers = create_samplers(config, dataset, parts)
@@ -93,6 +95,17 @@ def load_data(config: Any) -> Loaders:
         for name, part, sampler in zip(names, parts, samplers, strict=True)
     ]
     return Loaders(*loaders)
+
+
+def _widen(parts: list[Any], field: str, width: int) -> None:
+    """Pad the lists to the full width, as RecBole's own augmentation does.
+
+    Caser and others are built for that width; models that are not get it cut off again.
+    """
+    for part in parts:
+        rows = part.inter_feat[field]
+        part.inter_feat[field] = pad(rows, (0, width - rows.shape[1]))
+        part.field2seqlen[field] = width
 
 
 def _read_split(folder: Path) -> dict[str, Any]:

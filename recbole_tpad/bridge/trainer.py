@@ -314,8 +314,8 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         generator, size = train_data.generator, int(train_data.step)
         order = torch.randperm(len(lengths), generator=generator)
         batches: list[Tensor] = []
-        for pool in order.split(size * _POOL):
-            batches += pool[lengths[pool].argsort(stable=True)].split(size)
+        for pool in torch.split(order, size * _POOL):
+            batches += torch.split(pool[lengths[pool].argsort(stable=True)], size)
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield train_data.collate_fn(batches[index].numpy())
 

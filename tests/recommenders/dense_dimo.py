@@ -107,7 +107,9 @@ def reference(
             continue
         weights = torch.tensor(counts[i, best] / counts[i, best].sum())
         positive = cosine(e[i], weights @ e[best])
-        cooccurrence = cooccurrence - log10_share(positive, *(cosine(e[i], e[j]) for j in strangers[i]))
+        cooccurrence = cooccurrence - log10_share(
+            positive, *(cosine(e[i], e[j]) for j in strangers[i])
+        )
     losses = {
         "recommendation": ce,
         "cooccurrence": cooccurrence,

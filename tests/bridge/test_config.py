@@ -1,0 +1,109 @@
+"""Configuration: layers, refusals, command-line values."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_tpad.bridge.config import SessionConfig, parse_overrides, parse_value
+from recbole_tpad.bridge.models import builtin_models, known_models, model_class
+from recbole_tpad.errors import InputError
+
+
+def config(shop: Path, model: Any = "SASRec", **keys: Any) -> SessionConfig:
+    return SessionConfig(model, "shop", None, {"data_path": str(shop), **keys})
+
+
+def test_layers(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rate: 5e-4\nepochs: 7\n")
+    found = SessionConfig("DIMO", "shop", [file], {"data_path": str(shop), "epochs": 9})
+    assert found["train_batch_size"] == 50  # DIMO's YAML, over overall.yaml
+    assert found["learning_rate"] == 5e-4  # the file
+    assert found["epochs"] == 9  # config_dict
+    assert found["USER_ID_FIELD"] == "session_id"  # the data set folder
+    assert found["topk"] == [5, 10]  # overall.yaml
+    assert found["valid_metric"] == "NDCG@10"
+    assert config(shop)["n_layers"] == 2  # RecBole's own SASRec.yaml
+
+
+def test_sampling_follows_the_loss(shop: Path) -> None:
+    assert config(shop)["train_neg_sample_args"]["distribution"] == "none"
+    assert config(shop, loss_type="BPR")["train_neg_sample_args"]["distribution"] == "uniform"
+    with pytest.raises(InputError, match="should be None"):
+        config(shop, train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "message"),
+    [
+        ("SASrec", {}, "Unknown sequential model 'SASrec'. Did you mean 'SASRec'"),
+        ("Dimo", {}, "Did you mean 'DIMO'"),
+        ("S3Rec", {}, "pretraining stage"),
+        (
+            "SASRec",
+            {"learning_rat": 0.1},
+            "Unknown configuration key.*Did you mean 'learning_rate'",
+        ),
+        ("SASRec", {"n_partners": 3}, "Unknown configuration key 'n_partners'"),
+        ("SASRec", {"mask_history": "yes"}, "mask_history='yes' must be of type bool"),
+        ("SASRec", {"epochs": "many"}, "epochs='many' must be of type int"),
+        ("DIMO", {"auxiliary_weight": "0.1x"}, "auxiliary_weight"),
+        ("SASRec", {"metrics": ["Hitt"]}, "no metric named"),
+    ],
+)
+def test_refusals(shop: Path, model: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(shop, model, **keys)
+
+
+def test_unknown_data_set_suggests_a_known_one(shop: Path) -> None:
+    (shop / "shop" / "shop.inter").write_text("session_id:token\titem_id:token\n")
+    with pytest.raises(InputError, match=r"No data set 'shob'.*Did you mean 'shop'"):
+        SessionConfig("SASRec", "shob", None, {"data_path": str(shop)})
+    with pytest.raises(InputError, match="No model given"):
+        SessionConfig(None, "shop", None, {"data_path": str(shop)})
+
+
+def test_a_damaged_split_file_is_named(shop: Path) -> None:
+    (shop / "shop" / "split.json").write_text("{")
+    with pytest.raises(InputError, match=r"split\.json is damaged"):
+        config(shop)
+
+
+def test_values_are_read_not_evaluated(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    text = f"__import__('pathlib').Path({str(target)!r}).touch()"
+    assert parse_value(text) == text
+    assert not target.exists()
+    found = parse_overrides(["--learning_rate=1e-3", "--topk=[5, 10]", "--mask_history=true"])
+    assert found == {"learning_rate": 0.001, "topk": [5, 10], "mask_history": True}
+    assert parse_overrides(["--train_neg_sample_args=~", "--dataset=a=b"]) == {
+        "train_neg_sample_args": None,
+        "dataset": "a=b",
+    }
+    for bad in (["epochs=3"], ["--epochs"], ["--epochs=1", "--epochs=2"], ["--topk=[1"]):
+        with pytest.raises(InputError):
+            parse_overrides(bad)
+
+
+def test_program_arguments_do_not_leak_in(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--epochs=1", "--nonsense=2"])
+    assert config(shop)["epochs"] == 100
+
+
+def test_a_file_with_bad_yaml_is_named(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("a: [1\n")
+    with pytest.raises(InputError, match=r"bad\.yaml"):
+        SessionConfig("SASRec", "shop", [file], {"data_path": str(shop)})
+
+
+def test_known_models() -> None:
+    assert {"SASRec", "GRU4Rec", "NARM", "BERT4Rec"} <= set(builtin_models())
+    assert {"DIMO", "CoOccurrence", "Popularity"} <= set(known_models())
+    for name in ("SASRec", "DIMO"):
+        assert model_class(name).__name__ == name

@@ -1,0 +1,164 @@
+"""Item embeddings in built-in models: fusion, alignment, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.item_embeddings import FusedItemEmbedding
+from recbole_tpad.store import open_store, write_store
+
+MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE"]
+
+
+def save_store(shop: Path, name: str, **changes: Any) -> None:
+    ids = changes.pop("ids", [f"i{k:02d}" for k in range(30)] + ["new"])
+    rows = np.random.default_rng(1).normal(size=(len(ids), 4)).astype(np.float32)
+    settings = {
+        "role": "K1",
+        "generator": "tpad",
+        "dataset": "shop",
+        "split_fingerprint": None,
+        "inputs": {},
+        **changes,
+    }
+    write_store(shop / "shop" / "embeddings" / name, ids, {"text": rows}, **settings)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_built_in_model_trains_and_scores_with_item_embeddings(build: Any, name: str) -> None:
+    _, model, loaders = build(name, item_embeddings="content")
+    fused = model.item_embedding
+    assert isinstance(fused, FusedItemEmbedding)
+    rows = loaders.train.collate_fn(np.arange(16))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(rows)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert fused.adapter.hidden.weight.grad is not None
+    model.eval()
+    assert model.full_sort_predict(rows).reshape(16, -1).shape == (
+        16,
+        loaders.train._dataset.item_num,
+    )
+
+
+def test_the_table_is_ids_of_trained_items_plus_content(build: Any, shop: Path) -> None:
+    _, model, loaders = build("SASRec", item_embeddings="content")
+    model.eval()
+    fused, tokens = model.item_embedding, loaders.train._dataset.field2id_token["item_id"]
+    with torch.no_grad():
+        fused.id_embedding.weight[1:] = 1.0
+        content = fused.adapter()
+        table = fused.weight
+    cold = int(np.flatnonzero(tokens == "new")[0])
+    assert not table[0].any()
+    torch.testing.assert_close(table[cold], content[cold])
+    others = [k for k in range(1, len(tokens)) if k != cold]
+    torch.testing.assert_close(table[others], content[others] + 1.0)
+    store = open_store(shop / "shop" / "embeddings" / "content")
+    np.testing.assert_array_equal(
+        fused.adapter.features[1:].numpy(), store.rows([str(t) for t in tokens[1:]])
+    )
+    assert not any("features" in key or "mask" in key for key in model.state_dict())
+
+
+def test_one_adapter_pass_a_step_and_one_an_evaluation(build: Any) -> None:
+    _, model, loaders = build("SASRec", item_embeddings="content", id_dropout=0.3)
+    calls = []
+    model.item_embedding.adapter.register_forward_hook(lambda *_: calls.append(1))
+    rows = loaders.train.collate_fn(np.arange(8))
+    model.train()
+    model.calculate_loss(rows).backward()
+    assert len(calls) == 1
+    model.eval()
+    with torch.no_grad():
+        first = model.full_sort_predict(rows)
+        torch.testing.assert_close(model.full_sort_predict(rows), first)
+        assert len(calls) == 2
+        model.item_embedding.id_embedding.weight[1] += 1.0
+        model.full_sort_predict(rows)
+    assert len(calls) == 3
+
+
+def test_shuffled_features_and_modalities_change_the_scores(build: Any) -> None:
+    scores = []
+    for keys in (
+        {"item_embeddings": "content"},
+        {"item_embeddings": "shuffled"},
+        {"item_embeddings": "content", "item_embeddings_modalities": ["text"]},
+    ):
+        _, model, loaders = build("SASRec", **keys)
+        model.eval()
+        scores.append(model.full_sort_predict(loaders.train.collate_fn(np.arange(8))))
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
+    assert (scores[0] - scores[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("FPMC", "no embedding table named 'item_embedding'"),
+        ("BERT4Rec", "rows for 32 items"),
+        ("Popularity", "no embedding table"),
+    ],
+)
+def test_models_that_would_ignore_them_are_refused(build: Any, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(model, item_embeddings="content")
+
+
+def test_refused_stores(build: Any, shop: Path) -> None:
+    save_store(shop, "teacher", role="T")
+    save_store(shop, "foreign", split_fingerprint="0" * 64)
+    save_store(shop, "partial", ids=[f"i{k:02d}" for k in range(5, 30)])
+    for store, message in (
+        ("teacher", "role T"),
+        ("foreign", "another training part.*embed --generator tpad"),
+        ("partial", "miss 6 of the data set's 31 items, first: i00, i01"),
+        ("contant", "Did you mean 'content'"),
+    ):
+        for model in ("SASRec", "DIMO", "CoOccurrence"):
+            with pytest.raises(InputError, match=message):
+                build(model, item_embeddings=store)
+
+
+def test_the_same_training_part_is_accepted(build: Any, shop: Path) -> None:
+    import json
+
+    split = json.loads((shop / "shop" / "split.json").read_text())
+    save_store(shop, "own", split_fingerprint=split["parts"]["train"]["sha256"])
+    _, model, _ = build("SASRec", item_embeddings="own")
+    assert model.item_embedding.adapter.store == "own"
+
+
+def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
+    path = shop / "shop" / "embeddings" / "content" / "text.npy"
+    rows = np.load(path)
+    rows[4] = np.nan
+    np.save(path, rows)
+    with pytest.raises(InputError, match="1 rows with NaN or infinite values, first: i04"):
+        build("SASRec", item_embeddings="content")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"item_embeddings_fusion": "ad"}, "Did you mean 'add'"),
+        ({"id_dropout": 1.0}, "id_dropout"),
+        ({"item_embeddings_modalities": ["txt"]}, "Did you mean 'text'"),
+    ],
+)
+def test_bad_keys_are_refused(build: Any, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build("SASRec", item_embeddings="content", **keys)
