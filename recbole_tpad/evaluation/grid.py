@@ -216,9 +216,8 @@ def _run_all(
     for index in todo:
         # An earlier failure must not pass for the new attempt's result.
         outputs[index].unlink(missing_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     work = [Job(configs[i], outputs[i], outputs[i].with_suffix(".log")) for i in todo]
-    threads = max(1, (cores or 1) // min(jobs, max(1, len(work))))
+    threads = max(1, _cores() // min(jobs, max(1, len(work))))
     for place, died in run_jobs(work, runner, parallel=jobs, threads=threads):
         index = todo[place]
         outcome = _read_outcome(outputs[index])
@@ -233,6 +232,13 @@ def _run_all(
             f"{_summary(outcome, work[place].log)}{_time_left(specs, outcomes, left, jobs)}"
         )
     return [outcomes[index] for index in range(len(specs))]
+
+
+def _cores() -> int:
+    """Cores this process may use, or fewer where OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores or 1, int(wanted)) if wanted.isdigit() and int(wanted) else cores or 1
 
 
 def _read_outcome(path: Path) -> dict[str, Any] | None:
