@@ -43,9 +43,10 @@ class Spread:
         """Whether the means differ by more than both standard deviations together.
 
         A deliberately simple rule (assumption): with the few seeds of a suite a p-value would
-        promise more than it can hold. A single seed is never separable from anything.
+        promise more than it can hold. A single seed is never separable from anything, nor are two
+        models that no seed changes: there the seeds say nothing about chance.
         """
-        if self.sd is None or other.sd is None:
+        if self.sd is None or other.sd is None or self.sd == other.sd == 0:
             return False
         return abs(self.mean - other.mean) > self.sd + other.sd
 

@@ -137,6 +137,8 @@ def _sentence(c: Comparison, metric: str) -> str:
     }[c.verdict]
     if c.before.sd is None or c.after.sd is None:
         verdict = "spread unknown"
+    elif c.before.sd == c.after.sd == 0:
+        verdict = "equal for every seed, so the seeds say nothing about chance"
     return (
         f"{c.model}: {metric} {shown(c.before)} without, {shown(c.after)} with {c.store} "
         f"({percent(c.relative)}; {verdict}, {_seeds(min(c.before.n, c.after.n))})."

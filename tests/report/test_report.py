@@ -193,6 +193,7 @@ def with_metric(content: Any, values: dict[tuple[str, str | None], list[float]])
         ([0.20, 0.21], [0.10, 0.11], "t lowers NDCG@10 for 1 of 1 model."),
         ([0.10, 0.20], [0.15, 0.25], "With t, no change of NDCG@10 is separable"),
         ([0.10], [0.30], "on a single seed"),
+        ([0.10, 0.10], [0.11, 0.11], "With t, no change of NDCG@10 is separable"),
     ],
 )
 def test_headline(
