@@ -19,15 +19,23 @@ from recbole_tpad.errors import InputError
 FORMAT = 1
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 SLICES = ("warm", "rare", "unseen")
+MIN_SESSIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; `sd` is None for a single seed."""
+    """Mean and sample standard deviation over seeds.
+
+    Attributes:
+        sd: None for a single seed; 0 for a model that no seed changes.
+        n: number of seeds.
+        sessions: test sessions behind each seed's value, 0 where unknown.
+    """
 
     mean: float
     sd: float | None
     n: int
+    sessions: int = 0
 
     @property
     def low(self) -> float:
@@ -39,16 +47,31 @@ class Spread:
         """Mean plus one standard deviation."""
         return self.mean + (self.sd or 0.0)
 
+    @property
+    def sampling_error(self) -> float:
+        """Standard error of a hit rate from this many test sessions, an upper bound for NDCG.
+
+        One hit and one miss are added, so that a rate of 0 is not certain either (Laplace).
+        """
+        share = (self.mean * self.sessions + 1) / (self.sessions + 2)
+        return math.sqrt(max(share * (1 - share), 0.0) / max(self.sessions, 1))
+
     def separable_from(self, other: Spread) -> bool:
         """Whether the means differ by more than both standard deviations together.
 
         A deliberately simple rule (assumption): with the few seeds of a suite a p-value would
-        promise more than it can hold. A single seed is never separable from anything, nor are two
-        models that no seed changes: there the seeds say nothing about chance.
+        promise more than it can hold. Nothing is separable on a single seed or on fewer than
+        `MIN_SESSIONS` test sessions. Two models that no seed changes have no spread; for them the
+        sampling error of the test sessions takes its place.
         """
-        if self.sd is None or other.sd is None or self.sd == other.sd == 0:
+        if self.sd is None or other.sd is None:
             return False
-        return abs(self.mean - other.mean) > self.sd + other.sd
+        if any(0 < spread.sessions < MIN_SESSIONS for spread in (self, other)):
+            return False
+        margin = self.sd + other.sd
+        if margin == 0:
+            margin = self.sampling_error + other.sampling_error
+        return abs(self.mean - other.mean) > margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +104,14 @@ class Group:
 
     def metric(self, name: str) -> Spread | None:
         """Mean and spread of a test metric; None where no run has it."""
-        return spread(row.metrics[name] for row in self.rows if name in row.metrics)
+        sessions = max((ranked_sessions(row) for row in self.rows), default=0)
+        return spread((r.metrics[name] for r in self.rows if name in r.metrics), sessions)
 
     def slice_metric(self, names: Sequence[str], metric: str) -> Spread | None:
         """Mean and spread of a metric over the test rows of several slices together."""
         values = (pooled_slices(row, names, metric) for row in self.rows)
-        return spread(value for value in values if value is not None)
+        sessions = max((ranked_sessions(row, names) for row in self.rows), default=0)
+        return spread((value for value in values if value is not None), sessions)
 
     def seconds(self) -> Spread | None:
         """Wall-clock seconds a run took."""
@@ -119,13 +144,13 @@ class Results:
         return [Group(model, name, tuple(rows)) for (model, name), rows in found.items()]
 
 
-def spread(values: Iterable[float]) -> Spread | None:
+def spread(values: Iterable[float], sessions: int = 0) -> Spread | None:
     """Return mean and sample standard deviation; None for no values."""
     found = [float(value) for value in values]
     if not found:
         return None
     sd = statistics.stdev(found) if len(found) > 1 else None
-    return Spread(statistics.fmean(found), sd, len(found))
+    return Spread(statistics.fmean(found), sd, len(found), sessions)
 
 
 def pooled_slices(row: Row, names: Sequence[str], metric: str) -> float | None:
@@ -141,9 +166,9 @@ def pooled_slices(row: Row, names: Sequence[str], metric: str) -> float | None:
     return sum(part["rows"] * part[metric] for part in parts) / total
 
 
-def ranked_sessions(row: Row) -> int:
-    """Return the number of test rows (ranked sessions) of a run, 0 when the file does not say."""
-    return int(sum(part.get("rows", 0) for part in row.slices.values()))
+def ranked_sessions(row: Row, names: Sequence[str] = SLICES) -> int:
+    """Return the number of test sessions in some slices of a run, 0 when the file does not say."""
+    return int(sum(row.slices[name].get("rows", 0) for name in names if name in row.slices))
 
 
 def read_results(path: str | Path) -> Results:

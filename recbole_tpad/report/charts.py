@@ -62,7 +62,10 @@ def line_chart(label: str, lines: Sequence[Line], *, x_label: str, from_zero: bo
     if min(xs) < max(xs):
         x = Scale(min(xs), max(xs), left, WIDTH - right)
     y = fitted((p[1] for ln in kept for p in ln.points), height - bottom, top, from_zero=from_zero)
-    parts = [*_y_grid(y, left, WIDTH - right), *_x_ticks(x, height - bottom, grid_top=None)]
+    parts = [
+        *_y_grid(y, left, WIDTH - right),
+        *_x_ticks(x, height - bottom, grid_top=None, whole=True),
+    ]
     parts.append(_axis_label(x_label, (left + WIDTH - right) / 2, height - 4))
     for line in kept:
         places = [(x(a), y(b)) for a, b in line.points]
@@ -216,8 +219,11 @@ def _y_grid(y: Scale, left: float, right: float) -> list[Html]:
     return parts
 
 
-def _x_ticks(x: Scale, base: float, grid_top: float | None) -> list[Html]:
+def _x_ticks(x: Scale, base: float, grid_top: float | None, whole: bool = False) -> list[Html]:
     ticks = x.ticks()
+    if whole:
+        # Epochs and steps are counted: no label between two of them.
+        ticks = [value for value in ticks if abs(value - round(value)) < 1e-9]
     parts = []
     for value in ticks:
         place = x(value)

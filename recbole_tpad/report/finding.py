@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recbole_tpad.results import METRICS, Group, Results, Spread, ranked_sessions
+from recbole_tpad.results import METRICS, MIN_SESSIONS, Group, Results, Spread, ranked_sessions
 
 COLD = ("rare", "unseen")
 
@@ -130,15 +130,11 @@ def _models(count: int) -> str:
 
 
 def _sentence(c: Comparison, metric: str) -> str:
-    verdict = {
-        "higher": "higher",
-        "lower": "lower",
-        "not separable": "not separable from the spread",
-    }[c.verdict]
+    verdict = c.verdict
     if c.before.sd is None or c.after.sd is None:
         verdict = "spread unknown"
     elif c.before.sd == c.after.sd == 0:
-        verdict = "equal for every seed, so the seeds say nothing about chance"
+        verdict = f"{verdict}; the same for every seed, judged by sampling error"
     return (
         f"{c.model}: {metric} {shown(c.before)} without, {shown(c.after)} with {c.store} "
         f"({percent(c.relative)}; {verdict}, {_seeds(min(c.before.n, c.after.n))})."
@@ -152,6 +148,8 @@ def _cold_sentences(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         before, after = plain.get(group.model), group.slice_metric(COLD, "HR@10")
         if group.item_embeddings is None or before is None or after is None:
+            continue
+        if before.mean == after.mean == 0:
             continue
         verdict = "" if after.separable_from(before) else ", not separable"
         parts.append(
@@ -183,7 +181,8 @@ def _name(group: Group) -> str:
 def _cautions(results: Results, groups: Sequence[Group]) -> list[str]:
     cautions = [
         "Separable means that the means differ by more than both standard deviations over seeds "
-        "together; it is a reading aid, not a significance test."
+        f"together, on at least {MIN_SESSIONS} test sessions; it is a reading aid, not a "
+        "significance test."
     ]
     counts = [ranked_sessions(row) for group in groups for row in group.rows]
     sessions = max(counts, default=0)

@@ -71,7 +71,7 @@ def _store(entry: Mapping[str, Any]) -> Html:
     if charts:
         body.append(tag("div", charts, class_="charts"))
     if not stages:
-        body.append(caption("The store does not say how it was trained."))
+        body.append(caption("No training stages are recorded for this store."))
     body += [tag("p", str(line), class_="warn") for line in entry.get("warnings") or []]
     return join(body)
 

@@ -15,7 +15,7 @@ import pytest
 from recbole_tpad.errors import InputError
 from recbole_tpad.report import write_report
 from recbole_tpad.report.finding import find
-from recbole_tpad.results import read_results
+from recbole_tpad.results import Spread, read_results
 
 Save = Callable[[Any], Path]
 VOID = {"meta", "br", "hr", "line", "circle", "rect", "path"}
@@ -260,3 +260,22 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"format": 1, "rows": [')
     with pytest.raises(InputError, match="not valid JSON"):
         write_report(tmp_path / "half.json")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (Spread(0.10, 0.01, 3), Spread(0.13, 0.01, 3), True),
+        (Spread(0.10, 0.01, 3), Spread(0.11, 0.01, 3), False),
+        (Spread(0.10, None, 1), Spread(0.90, None, 1), False),
+        # No spread over seeds: the test sessions' sampling error, about .013 and .017 here.
+        (Spread(0.10, 0.0, 3, 500), Spread(0.11, 0.0, 3, 500), False),
+        (Spread(0.10, 0.0, 3, 500), Spread(0.20, 0.0, 3, 500), True),
+        (Spread(0.00, 0.0, 3), Spread(0.20, 0.0, 3), False),
+        # Too few test sessions to say anything.
+        (Spread(0.00, 0.0, 3, 60), Spread(0.90, 0.0, 3, 60), False),
+    ],
+)
+def test_separable(before: Spread, after: Spread, expected: bool) -> None:
+    assert after.separable_from(before) is expected
+    assert before.separable_from(after) is expected
