@@ -76,10 +76,11 @@ class PromptTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of one item: `ids` up to and including the answer lead, then `answer`."""
+    """Token ids of one item: `ids`, then `answer`; `asks` says that `ids` ends in the answer lead."""
 
     ids: list[int]
     answer: list[int]
+    asks: bool = True
 
 
 class PromptEncoder:
@@ -160,7 +161,8 @@ class PromptBatch:
         ids: (B, L) int64, markers kept, padding 0.
         mask: (B, L) int64, 1 = real token.
         labels: (B, L) int64, answer ids where a loss is due, IGNORED_LABEL elsewhere.
-        answer_start: (B,) int64, column of the first answer token (or where it would be).
+        answer_start: (B,) int64, column of the first answer token (or where it would be); beyond
+            the last column where nothing is asked.
     """
 
     ids: torch.Tensor
@@ -190,7 +192,7 @@ def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
         ids[row, start : start + len(tokens)] = torch.tensor(tokens)
         mask[row, start : start + len(tokens)] = 1
         first = start + len(prompt.ids)
-        answer_start[row] = first
+        answer_start[row] = first if prompt.asks else length + 1
         if prompt.answer:
             labels[row, first : first + len(prompt.answer)] = torch.tensor(prompt.answer)
     return PromptBatch(ids, mask, labels, answer_start)

@@ -79,7 +79,7 @@ def create_tiny(folder: Path, texts: Iterable[str], settings: TinySettings, seed
                 num_attention_heads=4,
                 image_size=settings.image_size,
                 patch_size=settings.patch_size,
-                initializer_range=0.02,
+                initializer_range=settings.vision_dim**-0.5,
             )
         )
         qformer = Blip2QFormerModel(
@@ -91,6 +91,7 @@ def create_tiny(folder: Path, texts: Iterable[str], settings: TinySettings, seed
                 intermediate_size=2 * settings.vision_dim,
                 encoder_hidden_size=settings.vision_dim,
                 cross_attention_frequency=1,
+                initializer_range=settings.vision_dim**-0.5,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             )
@@ -106,6 +107,8 @@ def create_tiny(folder: Path, texts: Iterable[str], settings: TinySettings, seed
                 num_attention_heads=settings.heads,
                 num_key_value_heads=settings.heads,
                 max_position_embeddings=512,
+                # 0.02 is for widths in the thousands: here a random layer would pass nothing on.
+                initializer_range=settings.word_dim**-0.5,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,

@@ -104,8 +104,9 @@ class Truth:
     Attributes:
         item_ids: N ids.
         attributes: for each attribute of `VALUES`, (N,) indices into its values.
-        follows: for each driver, (values,) the value that follows each value: one cycle over all
-            values, so no value follows itself.
+        follows: for each driver, (values,) the value that follows each value. Values come in
+            pairs that follow each other, so what belongs together never looks the same: a tower
+            that only knows what items are cannot know what follows what.
         popularity: (N,) unnormalised; `launch_day`: (N,) first day on sale, days since 1970.
         weights: (4,) in the order of `DRIVERS`.
     """
@@ -158,10 +159,10 @@ def make_truth(config: ShopConfig) -> Truth:
     }
     follows = {}
     for driver in DRIVERS:
-        cycle = rng.permutation(len(VALUES[driver]))
-        successor = np.empty(len(cycle), dtype=np.int64)
-        successor[cycle] = np.roll(cycle, -1)
-        follows[driver] = successor
+        first, second = rng.permutation(len(VALUES[driver])).reshape(2, -1)
+        partner = np.empty(len(VALUES[driver]), dtype=np.int64)
+        partner[first], partner[second] = second, first
+        follows[driver] = partner
     rank = rng.permutation(n) + 1
     popularity: Float64 = np.power(
         rank + config.popularity_shift, -config.popularity_exponent, dtype=np.float64

@@ -30,7 +30,9 @@ class ItemInputs:
         self.device = device
         self._backbone = backbone
         self._prompts = [backbone.prompts.prompt(item) for item in items]
-        self._state_prompts = [Prompt(backbone.prompts.states_prompt(i), []) for i in items]
+        self._state_prompts = [
+            Prompt(backbone.prompts.states_prompt(item), [], asks=False) for item in items
+        ]
         self.has_image = torch.tensor([item.image is not None for item in items])
         self.has_answer = torch.tensor([bool(p.answer) for p in self._prompts])
         self._pixels: torch.Tensor | None = None
