@@ -301,7 +301,10 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--generator", required=True, help="preset name or YAML path")
     embed.add_argument("--name", help="store name; default: the generator's")
     run = add(
-        "run", _run, "Train and test one recommender.", keys="Any RecBole key: --learning_rate=0.003"
+        "run",
+        _run,
+        "Train and test one recommender.",
+        keys="Any RecBole key: --learning_rate=0.003",
     )
     _add_dataset(run)
     run.add_argument("--model", required=True)

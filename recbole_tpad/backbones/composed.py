@@ -7,10 +7,11 @@ space, the rows of the two summary tokens, and the visual tokens that stand for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -130,7 +131,7 @@ class ComposedBackbone(nn.Module):
     def __init__(
         self,
         vision: VisionEncoder,
-        image_processor: object,
+        image_processor: Callable[..., Mapping[str, torch.Tensor]],
         language_model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -218,14 +219,13 @@ class ComposedBackbone(nn.Module):
         for path in images:
             with Image.open(path) as image:
                 opened.append(image.convert("RGB"))
-        values = self.image_processor(images=opened, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
-        return values  # type: ignore[no-any-return]
+        return self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
 
     def _inputs(
         self, batch: PromptBatch, visual: torch.Tensor, has_image: torch.Tensor
     ) -> torch.Tensor:
         """Word vectors (B, L, H) with visual and summary places filled in."""
-        tower = self.towers[self.active]
+        tower = cast(Tower, self.towers[self.active])
         words: torch.Tensor = self.language_model.get_input_embeddings()(batch.ids.clamp(min=0))
         seen = tower.connector(visual.to(words.dtype))
         seen = torch.where(has_image[:, None, None], seen, tower.no_image)

@@ -1,4 +1,4 @@
-"""Loads a composed backbone from Hugging Face folders or hub ids: safetensors only, no remote code."""
+"""Loads a composed backbone from Hugging Face folders or hub ids: safetensors, no remote code."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class PromptTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of one item: `ids`, then `answer`; `asks` says that `ids` ends in the answer lead."""
+    """Token ids of one item: `ids`, then `answer`; `asks`: `ids` ends in the answer lead."""
 
     ids: list[int]
     answer: list[int]

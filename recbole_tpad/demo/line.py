@@ -1,4 +1,4 @@
-"""`recbole-tpad demo`: makes a small shop, then runs the commands a user types for their own data."""
+"""`recbole-tpad demo`: makes a small shop, then runs the commands a user types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ GENERATOR = "tpad-tiny"
 _OWN_DATA = """\
 For your own data, for example Amazon's 2018 release:
 
-  recbole-tpad convert amazon --dataset grocery --reviews Grocery_5.json.gz --meta meta_Grocery.json.gz
+  recbole-tpad convert amazon --dataset grocery \\
+      --reviews Grocery_and_Gourmet_Food_5.json.gz --meta meta_Grocery_and_Gourmet_Food.json.gz
   recbole-tpad images   --dataset grocery --from FOLDER_OF_IMAGES
   recbole-tpad keywords --dataset grocery --file keywords.csv
   recbole-tpad embed    --dataset grocery --generator tpad
@@ -47,9 +48,9 @@ def run_demo(folder: Path, *, seed: int, jobs: int | None = None) -> Path:
     shop = make_shop(folder / "raw", seed=seed)
     data = ["--dataset", NAME, "--data_path", str(folder / "dataset")]
     jobs = jobs or os.cpu_count() or 1
+    raw = ["--reviews", str(shop.reviews), "--meta", str(shop.meta)]
     commands = [
-        ["convert", "amazon", *data, "--reviews", str(shop.reviews), "--meta", str(shop.meta)]
-        + ["--sessions", "day", "--overwrite"],
+        ["convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
         ["images", *data, "--from", str(shop.images)],
         ["keywords", *data, "--file", str(shop.keywords)],
         ["embed", *data, "--generator", GENERATOR],

@@ -169,8 +169,8 @@ def make_truth(config: ShopConfig) -> Truth:
     )
     late = rng.permutation(n) < round(config.late_share * n)
     popularity = popularity * np.where(late, config.late_boost, 1.0)
-    first, last = int(config.late_from * DAYS), int(config.late_to * DAYS)
-    launch = np.where(late, rng.integers(first, last + 1, size=n), 0) + FIRST_DAY
+    earliest, latest = int(config.late_from * DAYS), int(config.late_to * DAYS)
+    launch = np.where(late, rng.integers(earliest, latest + 1, size=n), 0) + FIRST_DAY
     return Truth(
         item_ids=_codes(rng, "B0", 8, n),
         attributes=attributes,

@@ -222,7 +222,7 @@ class TpadGenerator:
         inputs.cache_features()
         record.stages.append(stage.record)
         record.generation_rate = self._generation_rate(run, backbone, inputs)
-        rate = record.generation_rate and record.generation_rate["recall"]
+        rate = record.generation_rate["recall"] if record.generation_rate else None
         if rate is not None and rate <= LATE_GENERATION_RATE:
             record.warnings.append(
                 f"Generation Rate is {rate:.3f}, not above {LATE_GENERATION_RATE}: the knowledge "

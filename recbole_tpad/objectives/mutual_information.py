@@ -36,7 +36,8 @@ class DiagonalGaussian(nn.Module):
         """Mean log q(w_i|z_i) over the batch, scalar, in nats."""
         mean, log_variance = self(z)
         terms = (w - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi)
-        return -0.5 * terms.sum(-1).mean()
+        likelihood: torch.Tensor = -0.5 * terms.sum(-1).mean()
+        return likelihood
 
 
 def vclub(mean: torch.Tensor, log_variance: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ and critic cosine/τ (assumption), or the soft-target divergence (beyond the pap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,16 +153,16 @@ def train_alignment(
     device = inputs.device
     teacher = {n: standardise(s).to(device) for n, s in teacher_states.items()}
     width, p = backbone.word_dim, settings.projection
-    heads = nn.ModuleDict({n: AlignmentHeads(width, p, labels) for n in teacher}).to(device)
-    q = nn.ModuleDict({n: DiagonalGaussian(p, p) for n in teacher}).to(device)
+    heads = {n: AlignmentHeads(width, p, labels).to(device) for n in teacher}
+    q = {n: DiagonalGaussian(p, p).to(device) for n in teacher}
     # T's states may share a large common direction; its similarity is read after standardising.
     similarity = {n: F.normalize(s, dim=-1) for n, s in teacher.items()}
 
     backbone.use("knowledge")
     tower = backbone.tower_parameters("knowledge")
     trainable = Trainable(
-        tower | {f"heads.{n}": v for n, v in heads.named_parameters()},
-        {f"q.{n}": v for n, v in q.named_parameters()},
+        tower | _named_parameters("heads", heads),
+        _named_parameters("q", q),
         settings.q_learning_rate,
     )
     loop = TrainingLoop("alignment", trainable, settings.loop, folder)
@@ -187,7 +187,8 @@ def train_alignment(
         index = rows.to(device)
         for name, h in states.items():
             head = heads[name]
-            upper = upper + vclub(*q[name](z[name]), low[name])
+            mean, log_variance = q[name](z[name])
+            upper = upper + vclub(mean, log_variance, low[name])
             label_loss = label_loss + head.label_loss(low[name], rows, labels)
             table, high = head.teacher(teacher[name]), head.high(h)
             bound = bound + info_nce_bound(high, table, index, head.temperature)
@@ -215,6 +216,14 @@ def train_alignment(
 
     with backbone.training_only(tower):
         return loop.run(compute)
+
+
+def _named_parameters(prefix: str, modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {
+        f"{prefix}.{modality}.{name}": parameter
+        for modality, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
 
 
 def standardise(states: torch.Tensor) -> torch.Tensor:
