@@ -33,6 +33,7 @@ from recbole_tpad.backbones.prompts import (
     PromptEncoder,
     PromptTemplate,
 )
+from recbole_tpad.errors import InputError
 
 TOWERS = ("knowledge", "transition")
 
@@ -45,6 +46,13 @@ class LoraSettings:
     alpha: int = 32
     dropout: float = 0.05
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"Impossible LoRA settings: rank {self.rank}, alpha {self.alpha}, dropout "
+                f"{self.dropout}."
+            )
 
 
 class Tower(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from recbole_tpad.backbones.composed import ComposedBackbone, LoraSettings, VisionEncoder
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.settings import from_mapping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -115,10 +116,14 @@ def _tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 def load_vision(folder: Path) -> VisionEncoder:
     """Load BLIP-2's ViT, Q-Former and query tokens; a language model beside them is left alone."""
     try:
-        config = Blip2Config.from_dict(json.loads((folder / "config.json").read_text()))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # Before anything is built: absent parts would default to the 1B-parameter ViT.
+        if not isinstance(content, dict) or content.get("model_type") != "blip-2":
+            raise ValueError("its model_type is not 'blip-2'")
+        config = Blip2Config.from_dict(content)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder / 'config.json'} is not a BLIP-2 configuration: {error}"
+            f"{folder / 'config.json'} is not a BLIP-2 configuration: {error}."
         ) from error
     vit, qformer = Blip2VisionModel(config.vision_config), Blip2QFormerModel(config.qformer_config)
     for module, prefix in ((vit, "vision_model."), (qformer, "qformer.")):
@@ -152,16 +157,20 @@ def load_composed(folder_or_ids: BackboneSettings) -> ComposedBackbone:
         tokenizer = AutoTokenizer.from_pretrained(language_folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{language_folder} cannot be loaded as a causal LM: {error}") from error
-    known = {f.name for f in fields(LoraSettings)}
-    for key in settings.lora:
-        if key not in known:
-            raise InputError(f"Unknown key 'lora.{key}'.{nearest(key, known)}")
+    lora = from_mapping(LoraSettings, settings.lora, "backbone.lora")
+    names = {n.rpartition(".")[2] for n, _ in language_model.named_modules()}
+    for target in lora.target_modules:
+        if target not in names:
+            raise InputError(
+                f"backbone.lora: {language_folder} has no module '{target}'."
+                f"{nearest(target, names)}"
+            )
     return ComposedBackbone(
         load_vision(vision_folder),
         BlipImageProcessorPil.from_pretrained(vision_folder),
         language_model,
         tokenizer,
-        lora=LoraSettings(**settings.lora),
+        lora=lora,
         template=PromptTemplate.from_config(settings.prompt),
         max_text_tokens=settings.max_text_tokens,
         readout=settings.readout,

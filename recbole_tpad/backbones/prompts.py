@@ -7,6 +7,7 @@ the summary tokens, so by causality nothing in it can reach the exported states.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -51,15 +52,17 @@ class PromptTemplate:
                 raise InputError(
                     f"Unknown prompt part '{key}'.{nearest(key, known)} Known: {', '.join(known)}."
                 )
+            if not isinstance(parts[key], str):
+                raise InputError(f"Prompt part '{key}' must be text, not {parts[key]!r}.")
         template = cls(**parts)
-        try:
-            template.text_of(Item("i", "t", "b", "c", "d", None, None, ()))
-        except (KeyError, IndexError, ValueError) as error:
+        rest = re.sub(r"\{(title|brand|description)\}", "", template.item_text)
+        other = re.search(r"\{[^{}]*\}|[{}].*", rest)
+        if other:
             raise InputError(
-                f"Prompt part 'item_text' is {template.item_text!r}: {error} is not one of "
-                "{title}, {brand}, {description}. The category is an answer, never a part of the "
-                "prompt."
-            ) from error
+                f"Prompt part 'item_text' is {template.item_text!r}: '{other.group()}' is not one "
+                "of {title}, {brand}, {description}. The category is an answer, never a part of "
+                "the prompt."
+            )
         return template
 
     def scaffold(self) -> str:
@@ -114,20 +117,23 @@ class PromptEncoder:
         if tokenizer.eos_token_id is None:
             raise InputError("The tokenizer has no end-of-sequence token; answers could not end.")
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str, *, from_catalogue: bool = False) -> list[int]:
+        # A title that spells a control token, such as </s>, is text and must not act as one.
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=from_catalogue
+        )["input_ids"]
         return ids
 
     def states_prompt(self, item: Item) -> list[int]:
         """Ids up to and including the text summary token: all that the exported states need."""
-        text = self._ids(" " + self._template.text_of(item))[: self._max_text_tokens]
+        text = self._ids(" " + self._template.text_of(item), from_catalogue=True)
         return [
             *self._lead,
             *[VISUAL_TOKEN] * self._visual_tokens,
             *self._to_image_summary,
             IMAGE_SUMMARY,
             *self._to_text,
-            *text,
+            *text[: self._max_text_tokens],
             *self._to_text_summary,
             TEXT_SUMMARY,
         ]
@@ -143,7 +149,8 @@ class PromptEncoder:
     def prompt(self, item: Item) -> Prompt:
         """Prompt with its gold answer, ended by the end-of-sequence token."""
         text = self.answer_text(item)
-        answer = [*self._ids(text), self._tokenizer.eos_token_id] if text else []
+        ids = self._ids(text, from_catalogue=True)
+        answer = [*ids, self._tokenizer.eos_token_id] if text else []
         return Prompt(self.states_prompt(item) + self._to_answer, answer)
 
     def parse_answer(self, ids: Sequence[int]) -> tuple[list[str], str]:
