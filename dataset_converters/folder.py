@@ -232,12 +232,14 @@ def _write_dataset_json(folder: Path, conversion: Conversion, counts: Mapping[st
 def _split_json(
     conversion: Conversion, parts: Mapping[str, Sessions], items: int, in_train: int
 ) -> dict[str, Any]:
+    # Models pad every list to this length: 50 positions for sessions of eight items cost sixfold.
+    longest = max(len(session) for sessions in parts.values() for _, session in sessions) - 1
     return {
         "format": FORMAT,
         "rule": conversion.split_rule,
         "sessions": conversion.sessions,
         "augmented": conversion.augment,
-        "max_len": conversion.max_len,
+        "max_len": min(conversion.max_len, longest),
         "parts": {
             name: {
                 "sessions": len(sessions),

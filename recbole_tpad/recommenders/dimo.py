@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ from recbole_tpad.recommenders.item_graph import (
     top_partners,
 )
 from recbole_tpad.recommenders.propagation import SparseMatrix, propagate
-from recbole_tpad.recommenders.sessions import training_sessions
+from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 VARIANTS = ("corrected", "official")
 REDUCTIONS = ("sum", "mean")
@@ -109,6 +110,10 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     model runs on its ID view alone: recommendation and co-occurrence losses, no proxies, no
     criterion.
 
+    The paper drops items that training never saw; here they stay as candidates (``corrected``). Such
+    an item is no negative of the recommendation loss, has no ID row, and is its own neighbour in
+    the propagation, so that its modality row is on the scale of the others (assumption).
+
     Training-only artefacts (graph, partners, strangers) come from the training sessions, each
     counted once however many prefix rows it has.
     """
@@ -155,7 +160,15 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         rng = np.random.default_rng(int(config["seed"]))
         strangers = never_together(counts, int(config["n_strangers"]), rng)
         self.counts = counts
-        self.adjacency = SparseMatrix(row_normalised(counts))
+        trained = training_item_counts(dataset) > 0
+        if self.variant == "official":
+            trained[1:] = True
+        unseen = ~trained
+        unseen[0] = False
+        own = sparse.diags_array(unseen.astype(np.float64), format="csr")
+        self.adjacency = SparseMatrix(row_normalised((counts + own).tocsr()))
+        self.trained: Tensor
+        self.register_buffer("trained", torch.from_numpy(trained), persistent=False)
         self.partners = SparseMatrix(partners)
         self.strangers = SparseMatrix(strangers)
         table = torch.from_numpy(partner_table(partners, n_partners))
@@ -192,7 +205,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
         modality = self.modality_table()
-        parts = [self.item_embedding.weight] + ([] if modality is None else [modality])
+        own = self.item_embedding.weight * self.trained[:, None]
+        parts = [own] + ([] if modality is None else [modality])
         table = self.table_dropout(without_padding(torch.cat(parts, dim=1)))
         table = propagate(table, self.adjacency, self.n_layers)
         if not self.training and not torch.is_grad_enabled():
@@ -235,6 +249,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         table = self.tables()
         sessions, proxies = self.session_vectors(table, item_seq, lengths)
         logits = torch.cat(sessions, dim=1) @ table[1:].t()
+        logits = logits.masked_fill(~self.trained[1:], float("-inf"))
         recommendation = functional.cross_entropy(logits, target - 1)
         views = table.chunk(2, dim=1) if self.two_views else (table,)
         together = cooccurrence_loss(views[0], self.partners, self.strangers)

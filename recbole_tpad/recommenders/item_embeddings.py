@@ -76,6 +76,8 @@ class FusedItemEmbedding(nn.Module):
         if self.training and self.id_dropout > 0:
             mask = mask * (torch.rand_like(mask) >= self.id_dropout)
         content: Tensor = self.adapter()
+        if self.training:
+            content = content * self.id_mask
         table = without_padding(self.id_embedding.weight * mask) + content
         if frozen:
             self._cache.put(parameters, table)

@@ -67,7 +67,8 @@ class ItemInputs:
         queries, width = self._backbone.vision.shape
         self._features = torch.zeros(len(self.items), queries, width, dtype=torch.float16)
         rows = torch.nonzero(self.has_image).flatten()
-        for part in tqdm(rows.split(chunk), desc="vision features", delay=3, leave=False):
+        parts = rows.split(chunk) if len(rows) else ()
+        for part in tqdm(parts, desc="vision features", delay=3, leave=False):
             self._features[part] = self._backbone.vision(self._read(part)).half().cpu()
         self._pixels = None
 

@@ -131,6 +131,10 @@ def test_rows_are_prefixes_cut_to_their_last_items(tmp_path: Path) -> None:
     lists = ["I0", "I0 I1", "I0 I1 I2", "I1 I2 I3", "I2 I3 I4"]
     assert mine == [["U0", c, f"I{k + 1}"] for k, c in enumerate(lists)]
     assert rows(tmp_path / "y" / "y.train.inter")[0] == ["U0", "I2 I3 I4", "I5"]
+    convert_amazon("z", *files, tmp_path)
+    for name, longest in (("x", 3), ("y", 3), ("z", 5)):
+        split = json.loads((tmp_path / name / "split.json").read_text())
+        assert split["max_len"] == longest  # no longer than the longest list there is
     for name, length in (("x", 6), ("y", 4)):
         folder = DatasetFolder.open(tmp_path, name)
         folder.verify_split()

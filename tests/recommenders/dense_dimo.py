@@ -22,6 +22,14 @@ def pair_counts(sessions: Sequence[Sequence[int]], n: int) -> np.ndarray:
     return counts
 
 
+def adjacency(counts: np.ndarray, unseen: Sequence[int] = ()) -> Tensor:
+    """A: counts divided by their row sums; an unseen item is its own neighbour."""
+    with_own = counts.copy()
+    for item in unseen:
+        with_own[item, item] = 1
+    return torch.tensor(with_own / (with_own.sum(1, keepdims=True) + 1e-8))
+
+
 def partners_of(counts: np.ndarray, item: int, k: int) -> list[int]:
     """The k most frequent partners, smaller ids first among equals."""
     met = [j for j in range(len(counts)) if counts[item, j] > 0]
@@ -62,12 +70,16 @@ def reference(
     heads: int,
     k: int,
     official: bool,
+    unseen: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return logits over items 1…N−1 and the four losses, the auxiliaries summed."""
+    """Return logits over items 1…N−1 and the four losses, the auxiliaries summed.
+
+    Items `unseen` in training have no ID row, are their own neighbour and are no negatives.
+    """
     n = len(counts)
-    adjacency = torch.tensor(counts / (counts.sum(1, keepdims=True) + 1e-8))
-    power = torch.matrix_power(torch.eye(n, dtype=torch.float64) + adjacency, layers)
-    e = power @ model.item_embedding.weight
+    power = torch.matrix_power(torch.eye(n, dtype=torch.float64) + adjacency(counts, unseen), layers)
+    seen = torch.tensor([[float(i not in unseen)] for i in range(n)])
+    e = power @ (model.item_embedding.weight * seen)
     m = None if modality is None else power @ modality
 
     logits, proxy, criterion = [], torch.zeros(()), torch.zeros(())
@@ -98,7 +110,9 @@ def reference(
         logits.append(score[1:])
     table = torch.stack(logits)
     picked = torch.tensor(targets) - 1
-    ce = -torch.log_softmax(table, 1)[torch.arange(len(targets)), picked].mean()
+    negatives = table.clone()
+    negatives[:, [i - 1 for i in unseen]] = float("-inf")
+    ce = -torch.log_softmax(negatives, 1)[torch.arange(len(targets)), picked].mean()
 
     cooccurrence = torch.zeros(())
     for i in range(1, n):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dense_dimo import pair_counts, partners_of, reference
+from dense_dimo import adjacency, pair_counts, partners_of, reference
 from tiny_data import planted_sessions, write_data_set
 
 from recbole_tpad.bridge.config import SessionConfig
@@ -33,6 +33,10 @@ def double() -> Any:
 def strangers_of(model: DIMO) -> list[list[int]]:
     crow, col = model.strangers.crow.tolist(), model.strangers.col.tolist()
     return [col[crow[i] : crow[i + 1]] for i in range(model.n_items)]
+
+
+def unseen_in(sessions: Any, n_items: int) -> list[int]:
+    return sorted(set(range(1, n_items)) - {int(i) for session in sessions for i in session})
 
 
 def batch_of(loaders: Any, size: int = 12) -> tuple[Any, list[list[int]], list[int]]:
@@ -71,6 +75,7 @@ def test_logits_losses_and_gradients_equal_the_dense_reference(build: Any, keys:
         heads=2,
         k=4,
         official=model.variant == "official",
+        unseen=[] if model.variant == "official" else unseen_in(sessions, model.n_items),
     )
     found = model.losses(rows)
     scores = model.full_sort_predict(rows)
@@ -116,7 +121,9 @@ def test_sparse_propagation_equals_dense_with_gradient(build: Any) -> None:
     _, model, loaders = build("DIMO", **SMALL)
     _, sessions = training_sessions(loaders.train._dataset)
     counts = pair_counts([s.tolist() for s in sessions], model.n_items)
-    dense = torch.tensor(counts / (counts.sum(1, keepdims=True) + 1e-8))
+    unseen = unseen_in(sessions, model.n_items)
+    assert unseen  # the data set has such items, so their rule is tested
+    dense = adjacency(counts, unseen)
     rows = torch.randn(model.n_items, 6, requires_grad=True)
     expected = torch.matrix_power(torch.eye(model.n_items) + dense, 3) @ rows
     found = propagate(rows, model.adjacency, 3)
