@@ -43,6 +43,17 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**arguments)
 
 
+def at_least(section: str, least: float, **values: float) -> None:
+    """Refuse settings below a limit, and NaN.
+
+    Raises:
+        InputError: naming the section and the key.
+    """
+    for key, value in values.items():
+        if not value >= least:
+            raise InputError(f"{section}: {key} must be at least {least}, not {value}.")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -74,6 +85,6 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         if hint is float and isinstance(value, int | float | str):
             try:
                 return float(value)  # YAML 1.1 reads 1e-4 as a string
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     raise InputError(f"{where} must be of type {hint.__name__}, not {value!r}.")

@@ -22,7 +22,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from recbole_tpad.backbones.composed import ComposedBackbone, LoraSettings, VisionEncoder
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.settings import from_mapping
+from recbole_tpad.settings import at_least, from_mapping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +59,7 @@ class BackboneSettings:
     tiny: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        at_least("backbone", 1, max_text_tokens=self.max_text_tokens)
         choices = {
             "kind": ("composed", "tiny"),
             "dtype": tuple(DTYPES),

@@ -25,6 +25,11 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from recbole_tpad.errors import InputError
+from recbole_tpad.settings import at_least
+
+_VISION_HEADS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class TinySettings:
@@ -39,6 +44,15 @@ class TinySettings:
     vision_dim: int = 64
     vision_layers: int = 2
     queries: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            at_least("backbone.tiny", 1, **{name: value})
+        at_least("backbone.tiny", 256 + 3, vocabulary=self.vocabulary)  # bytes, special tokens
+        for name, divisor in (("word_dim", 2 * self.heads), ("vision_dim", _VISION_HEADS)):
+            if getattr(self, name) % divisor:
+                raise InputError(f"backbone.tiny: {name} must be a multiple of {divisor}.")
+        at_least("backbone.tiny", self.patch_size, image_size=self.image_size)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -76,7 +90,7 @@ def create_tiny(folder: Path, texts: Iterable[str], settings: TinySettings, seed
                 hidden_size=settings.vision_dim,
                 intermediate_size=2 * settings.vision_dim,
                 num_hidden_layers=settings.vision_layers,
-                num_attention_heads=4,
+                num_attention_heads=_VISION_HEADS,
                 image_size=settings.image_size,
                 patch_size=settings.patch_size,
                 initializer_range=settings.vision_dim**-0.5,
@@ -87,7 +101,7 @@ def create_tiny(folder: Path, texts: Iterable[str], settings: TinySettings, seed
                 vocab_size=2,
                 hidden_size=settings.vision_dim,
                 num_hidden_layers=1,
-                num_attention_heads=4,
+                num_attention_heads=_VISION_HEADS,
                 intermediate_size=2 * settings.vision_dim,
                 encoder_hidden_size=settings.vision_dim,
                 cross_attention_frequency=1,

@@ -26,6 +26,7 @@ from recbole_tpad.objectives import (
     soft_target_divergence,
     vclub,
 )
+from recbole_tpad.settings import at_least
 from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 
@@ -66,6 +67,15 @@ class AlignmentSettings:
                 f"Unknown mi_lower '{self.mi_lower}'.{nearest(self.mi_lower, MI_LOWER)} "
                 f"Known: {', '.join(MI_LOWER)}."
             )
+        at_least("alignment", 1, batch_size=self.batch_size, projection=self.projection)
+        at_least(
+            "alignment",
+            0,
+            gamma_upper=self.gamma_upper,
+            gamma_lower=self.gamma_lower,
+            generation_weight=self.generation_weight,
+            likelihood_steps=self.likelihood_steps,
+        )
 
 
 class LabelTable:

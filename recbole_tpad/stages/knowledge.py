@@ -9,6 +9,7 @@ import torch
 
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.errors import InputError
+from recbole_tpad.settings import at_least
 from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 
@@ -28,6 +29,11 @@ class KnowledgeSettings:
     batch_size: int = 32
     holdout: float = 0.1
     train_base: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("knowledge", 1, batch_size=self.batch_size)
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"knowledge: holdout is a share below 1, not {self.holdout}.")
 
 
 @dataclass(slots=True)

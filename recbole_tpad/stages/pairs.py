@@ -12,6 +12,16 @@ import torch
 from recbole_tpad.errors import InputError
 
 
+def check_orders(orders: Sequence[int]) -> None:
+    """Refuse transition orders that are not positive, and none at all.
+
+    Raises:
+        InputError: naming them.
+    """
+    if not orders or min(orders) < 1:
+        raise InputError(f"orders must be positive integers, not {list(orders)}.")
+
+
 class MetaPairs:
     """Pairs (s_t, s_{t+o}) of training sessions, sampled by order.
 
@@ -29,8 +39,7 @@ class MetaPairs:
     def __init__(
         self, sessions: Iterable[Sequence[int]], items: int, orders: Sequence[int]
     ) -> None:
-        if not orders or min(orders) < 1:
-            raise InputError(f"orders must be positive integers, not {list(orders)}.")
+        check_orders(orders)
         flat: list[int] = []
         ends: list[int] = []
         for session in sessions:

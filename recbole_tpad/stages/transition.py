@@ -10,9 +10,10 @@ from torch import nn
 
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.objectives import pair_info_nce
+from recbole_tpad.settings import at_least
 from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop
-from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.pairs import MetaPairs, check_orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class TransitionSettings:
     log_scale: float = 3.0
     visual_weight: float = 1.0
     text_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("transition", 1, pairs_per_step=self.pairs_per_step)
+        at_least("transition", 0, visual_weight=self.visual_weight, text_weight=self.text_weight)
+        check_orders(self.orders)
 
 
 def train_transition(

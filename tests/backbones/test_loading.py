@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
 
 from recbole_tpad.backbones.loading import BackboneSettings, load_composed, load_vision, resolve
 from recbole_tpad.backbones.prompts import PromptTemplate
+from recbole_tpad.backbones.tiny import TinySettings
 from recbole_tpad.errors import InputError
 
 WIDTH, QUERIES, EDGE = 24, 5, 16
@@ -166,9 +168,10 @@ def test_bad_lora_settings(checkpoint: Path, lora: dict[str, object], message: s
         ({"kind": "composd"}, "Did you mean 'composed'"),
         ({"dtype": "float23"}, "Did you mean 'float32'"),
         ({"readout": "after"}, "Known: at, before"),
+        ({"max_text_tokens": 0}, "max_text_tokens must be at least 1"),
     ],
 )
-def test_bad_choices(settings: dict[str, str], message: str) -> None:
+def test_bad_choices(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BackboneSettings(**settings)
 
@@ -182,3 +185,18 @@ def test_bad_prompt_parts(checkpoint: Path) -> None:
                 prompt={"befor_text": PromptTemplate().before_text},
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"vocabulary": 100}, "vocabulary must be at least 259"),
+        ({"word_dim": 30}, "word_dim must be a multiple of 8"),
+        ({"vision_dim": 18}, "vision_dim must be a multiple of 4"),
+        ({"image_size": 4}, "image_size must be at least 8"),
+    ],
+)
+def test_impossible_sizes(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TinySettings(**sizes)

@@ -1,0 +1,356 @@
+"""What each stage changes, what it leaves bit-identical, and what its settings do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_catalogue import load_backbone
+
+from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.data import DatasetFolder
+from recbole_tpad.errors import InputError
+from recbole_tpad.stages.alignment import AlignmentSettings, standardise, train_alignment
+from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.knowledge import KnowledgeSettings, split_holdout, train_knowledge
+from recbole_tpad.stages.loop import LoopSettings, Metrics
+from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.transition import TransitionSettings, train_transition
+
+LOOP = LoopSettings(steps=3, learning_rate=1e-2, checkpoint_seconds=0)
+KNOWLEDGE = KnowledgeSettings(LOOP, batch_size=5)
+TRANSITION = TransitionSettings(LOOP, pairs_per_step=12)
+ALIGNMENT = AlignmentSettings(LOOP, batch_size=6, projection=8)
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def backbone(checkpoint: Path) -> ComposedBackbone:
+    return load_backbone(checkpoint)
+
+
+def inputs_of(backbone: ComposedBackbone, dataset: DatasetFolder) -> ItemInputs:
+    inputs = ItemInputs(backbone, dataset.items, torch.device("cpu"))
+    inputs.cache_features()
+    return inputs
+
+
+def weights(backbone: ComposedBackbone) -> Weights:
+    return {n: t.detach().clone() for n, t in backbone.state_dict().items()}
+
+
+def changed(before: Weights, after: Weights) -> set[str]:
+    assert set(before) == set(after)
+    return {n for n, t in before.items() if not torch.equal(t, after[n])}
+
+
+def names_of(backbone: ComposedBackbone, parameters: dict[str, torch.nn.Parameter]) -> set[str]:
+    ids = {id(p) for p in parameters.values()}
+    return {n for n, p in backbone.named_parameters() if id(p) in ids}
+
+
+# -- stage 1 -------------------------------------------------------------------------------------
+
+
+def test_knowledge_trains_its_tower_only(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    before = weights(backbone)
+    result = train_knowledge(backbone, inputs_of(backbone, dataset), KNOWLEDGE, tmp_path / "c", 0)
+    expected = names_of(backbone, backbone.tower_parameters("knowledge"))
+    assert changed(before, weights(backbone)) == expected
+    assert len(result.history) == LOOP.steps
+    assert all(m["loss"] == m["loss_generation"] for m in result.history)
+
+
+def test_knowledge_with_the_base_leaves_lora_alone(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    before = weights(backbone)
+    inputs = ItemInputs(backbone, dataset.items, torch.device("cpu"))
+    inputs.load_pixels()
+    settings = replace(KNOWLEDGE, train_base=True, batch_size=14)
+    train_knowledge(backbone, inputs, settings, tmp_path / "c", 0)
+    found = changed(before, weights(backbone))
+    tower = {n for n in before if n.startswith("towers.knowledge.")}
+    base = names_of(backbone, backbone.base_parameters())
+    assert tower <= found <= tower | base
+    assert not any("lora_" in n or n.startswith("towers.transition.") for n in found)
+    for part in ("vision.vit.", "vision.qformer.", "vision.query_tokens", "language_model."):
+        assert any(n.startswith(part) for n in found), part
+
+
+def test_knowledge_learns(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    loop = replace(LOOP, steps=30, checkpoint_seconds=1e9)
+    settings = replace(KNOWLEDGE, loop=loop, batch_size=14)
+    inputs = inputs_of(backbone, dataset)
+    history = train_knowledge(backbone, inputs, settings, tmp_path / "c", 0).history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_items_held_out_are_not_trained_on(dataset: DatasetFolder) -> None:
+    has_answer = torch.tensor([True] * 20 + [False] * 5)[torch.randperm(25)]
+    labelled = set(torch.nonzero(has_answer).flatten().tolist())
+    training, holdout = split_holdout(has_answer, 0.3, seed=1)
+    assert len(holdout) == 6
+    assert set(training) | set(holdout) == labelled
+    assert not set(training) & set(holdout)
+    assert split_holdout(has_answer, 0.3, seed=1) == (training, holdout)
+    assert split_holdout(has_answer, 0.3, seed=2)[1] != holdout
+    assert split_holdout(torch.tensor([False, True]), 0.9, 0) == ([1], [])
+
+
+def test_nothing_to_say() -> None:
+    with pytest.raises(InputError, match="No item has keywords or a category"):
+        split_holdout(torch.zeros(4, dtype=torch.bool), 0.1, 0)
+
+
+# -- stage 2a ------------------------------------------------------------------------------------
+
+
+def pairs_of(dataset: DatasetFolder) -> MetaPairs:
+    row = {item_id: k for k, item_id in enumerate(dataset.item_ids)}
+    sessions = [[row[i] for i in items] for _, items in dataset.train_sessions()]
+    return MetaPairs(sessions, len(row), (1, 2, 3))
+
+
+def test_transition_trains_its_tower_only(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    before = weights(backbone)
+    inputs = inputs_of(backbone, dataset)
+    history, scales = train_transition(
+        backbone, inputs, pairs_of(dataset), TRANSITION, tmp_path / "c", 0
+    )
+    tower = names_of(backbone, backbone.tower_parameters("transition"))
+    assert changed(before, weights(backbone)) == tower
+    knowledge = backbone.tower_parameters("knowledge")
+    for name, parameter in backbone.tower_parameters("transition").items():
+        assert not torch.equal(parameter, knowledge[name]), name
+    assert set(scales) == {"visual", "text"}
+    assert all(s.item() != TRANSITION.log_scale for s in scales.values())
+    assert len(history) == LOOP.steps
+
+
+def test_transition_starts_from_knowledge(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    inputs = inputs_of(backbone, dataset)
+    settings = replace(TRANSITION, loop=replace(LOOP, steps=1, learning_rate=1e-9))
+    train_transition(backbone, inputs, pairs_of(dataset), settings, tmp_path / "c", 0)
+    knowledge, transition = (
+        encode_states(backbone, inputs, t) for t in ("knowledge", "transition")
+    )
+    assert all(torch.allclose(knowledge[n], transition[n], atol=1e-5) for n in knowledge)
+
+
+def test_weights_of_the_modalities(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    for visual, text in ((1.0, 1.0), (2.0, 0.5), (0.0, 1.0)):
+        backbone = load_backbone(checkpoint)
+        settings = replace(TRANSITION, visual_weight=visual, text_weight=text)
+        history, _ = train_transition(
+            backbone,
+            inputs_of(backbone, dataset),
+            pairs_of(dataset),
+            settings,
+            tmp_path / f"{visual}",
+            0,
+        )
+        for m in history:
+            expected = visual * m["loss_contrastive_visual"] + text * m["loss_contrastive_text"]
+            assert m["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_transition_learns(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    loop = replace(LOOP, steps=40, checkpoint_seconds=1e9)
+    settings = replace(TRANSITION, loop=loop, pairs_per_step=48)
+    inputs = inputs_of(backbone, dataset)
+    history, _ = train_transition(backbone, inputs, pairs_of(dataset), settings, tmp_path / "c", 0)
+    losses = [m["loss"] for m in history]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+# -- stage 2b ------------------------------------------------------------------------------------
+
+
+def align(
+    checkpoint: Path,
+    dataset: DatasetFolder,
+    folder: Path,
+    settings: AlignmentSettings = ALIGNMENT,
+    lora: dict[str, Any] | None = None,
+    hook: Callable[[ComposedBackbone], None] | None = None,
+) -> tuple[ComposedBackbone, list[Metrics]]:
+    """Stage 2b from a fresh backbone whose towers differ."""
+    backbone = load_backbone(checkpoint, lora=lora or {})
+    inputs = inputs_of(backbone, dataset)
+    teacher = encode_states(backbone, inputs, "transition")
+    if hook is not None:
+        hook(backbone)
+    return backbone, train_alignment(backbone, inputs, teacher, settings, folder, 0)
+
+
+def heads_of(folder: Path, kind: str) -> Weights:
+    """A kind of head tensors ('value', 'exp_avg') in the last checkpoint."""
+    tensors = load_file(folder / "state.safetensors")
+    prefix = f"main/{kind}/heads."
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+@pytest.mark.parametrize("mi_lower", ["infonce", "soft"])
+def test_alignment_trains_the_knowledge_tower_only(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, mi_lower: str
+) -> None:
+    before = weights(load_backbone(checkpoint))
+    settings = replace(ALIGNMENT, mi_lower=mi_lower)
+    backbone, history = align(checkpoint, dataset, tmp_path / "c", settings)
+    tower = names_of(backbone, backbone.tower_parameters("knowledge"))
+    assert changed(before, weights(backbone)) == tower
+    assert len(history) == LOOP.steps
+
+
+def test_the_upper_bound_does_not_train_the_teachers_head(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    settings = replace(ALIGNMENT, gamma_upper=1.0, gamma_lower=0.0)
+    align(checkpoint, dataset, tmp_path / "upper", settings)
+    momentum = heads_of(tmp_path / "upper", "exp_avg")
+    teacher = {n: t for n, t in momentum.items() if ".teacher." in n}
+    assert len(teacher) == 4
+    assert not any(t.any() for t in teacher.values())
+    assert all(t.any() for n, t in momentum.items() if ".low." in n)
+    # With the lower bound it does get a gradient.
+    align(checkpoint, dataset, tmp_path / "both")
+    momentum = heads_of(tmp_path / "both", "exp_avg")
+    assert all(t.any() for n, t in momentum.items() if ".teacher.weight" in n)
+
+
+def test_without_the_upper_bound_w_low_rests(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    align(checkpoint, dataset, tmp_path / "c", replace(ALIGNMENT, gamma_upper=0.0))
+    momentum = heads_of(tmp_path / "c", "exp_avg")
+    assert not any(t.any() for n, t in momentum.items() if ".low." in n)
+    assert not any(".category." in n or ".keyword." in n for n in momentum)
+    assert all(t.any() for n, t in momentum.items() if ".high.weight" in n)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"gamma_upper": 0.0},
+        {"gamma_lower": 0.0},
+        {"gamma_upper": 0.7, "gamma_lower": 0.3, "generation_weight": 0.2},
+        {"mi_lower": "soft", "gamma_lower": 0.4},
+        {"generation_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_the_loss_is_the_weighted_sum(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = replace(ALIGNMENT, **change)
+    _, history = align(checkpoint, dataset, tmp_path / "c", settings)
+    for m in history:
+        lower = m["divergence"] if settings.mi_lower == "soft" else -m["mi_lower"]
+        expected = settings.gamma_upper * m["mi_upper"] + settings.gamma_lower * lower
+        expected += settings.generation_weight * m["loss_generation"]
+        expected += m["loss_labels"] if settings.gamma_upper > 0 else 0
+        assert m["loss"] == pytest.approx(expected, abs=1e-4)
+        assert m["mi_lower"] <= 2 * math.log(len(dataset.items)) + 1e-5
+        assert ("divergence" in m) == (settings.mi_lower == "soft")
+        assert m.get("divergence", 0.0) >= 0
+
+
+def test_without_bounds_only_generation_moves_the_tower(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    towers = []
+    for mi_lower, gamma in (("infonce", 0.0), ("soft", 0.0), ("soft", 1.0), ("infonce", 1.0)):
+        settings = replace(ALIGNMENT, mi_lower=mi_lower, gamma_lower=gamma, gamma_upper=0.0)
+        backbone, _ = align(checkpoint, dataset, tmp_path / f"{mi_lower}{gamma}", settings)
+        tower = backbone.tower_parameters("knowledge")
+        towers.append(torch.cat([p.detach().flatten() for p in tower.values()]))
+    assert torch.equal(towers[0], towers[1])
+    assert not torch.allclose(towers[0], towers[2])
+    assert not torch.allclose(towers[2], towers[3])
+
+
+def test_items_without_any_answer(checkpoint: Path, dataset: DatasetFolder, tmp_path: Path) -> None:
+    backbone = load_backbone(checkpoint)
+    items = [replace(i, keywords=(), category="") for i in dataset.items]
+    inputs = ItemInputs(backbone, items, torch.device("cpu"))
+    inputs.cache_features()
+    teacher = encode_states(backbone, inputs, "transition")
+    history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0)
+    assert all("loss_generation" not in m and m["loss_labels"] == 0 for m in history)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def kill_in_the_second_step(backbone: ComposedBackbone) -> None:
+    calls = iter(range(100))
+
+    def kill(*_: object) -> None:
+        if next(calls) == 1:
+            raise Killed
+
+    backbone.language_model.get_base_model().model.norm.register_forward_hook(kill)
+
+
+def test_alignment_resumes_to_the_same_bits(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    lora = {"dropout": 0.3}
+    whole, history = align(checkpoint, dataset, tmp_path / "whole", lora=lora)
+    with pytest.raises(Killed):
+        align(checkpoint, dataset, tmp_path / "killed", lora=lora, hook=kill_in_the_second_step)
+    assert (tmp_path / "killed" / "progress.json").is_file()
+    again, resumed = align(checkpoint, dataset, tmp_path / "killed", lora=lora)
+    assert resumed == history
+    assert not changed(weights(whole), weights(again))
+    first, second = (load_file(tmp_path / n / "state.safetensors") for n in ("whole", "killed"))
+    assert set(first) == set(second)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_standardised_states() -> None:
+    states = standardise(torch.randn(50, 7, dtype=torch.float16) * 3 + 40)
+    assert states.dtype == torch.float32
+    assert torch.allclose(states.mean(0), torch.zeros(7), atol=1e-3)
+    assert states.square().mean().item() == pytest.approx(1, abs=1e-3)
+    assert not standardise(torch.ones(5, 3)).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(ALIGNMENT, mi_lower="info_nce"), "Did you mean 'infonce'"),
+        (lambda: replace(ALIGNMENT, batch_size=0), "batch_size"),
+        (lambda: replace(ALIGNMENT, projection=0), "projection"),
+        (lambda: replace(ALIGNMENT, gamma_lower=-1.0), "gamma_lower"),
+        (lambda: replace(KNOWLEDGE, batch_size=0), "batch_size"),
+        (lambda: replace(KNOWLEDGE, holdout=1.0), "holdout"),
+        (lambda: replace(TRANSITION, pairs_per_step=0), "pairs_per_step"),
+        (lambda: replace(TRANSITION, orders=()), "orders"),
+        (lambda: replace(TRANSITION, text_weight=float("nan")), "text_weight"),
+    ],
+)
+def test_impossible_settings(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
