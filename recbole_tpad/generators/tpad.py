@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
 from recbole_tpad.backbones.composed import ComposedBackbone
@@ -36,7 +38,6 @@ from recbole_tpad.stages.knowledge import (
     train_knowledge,
     trained_parameters,
 )
-from recbole_tpad.stages.loop import Metrics
 from recbole_tpad.stages.pairs import MetaPairs
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
@@ -163,6 +164,7 @@ class TpadGenerator:
     def _backbone(self, run: _Run) -> ComposedBackbone:
         settings = self._settings.backbone
         if settings.kind == "tiny":
+            disable_progress_bar()  # small local files: transformers' bars would bury ours
             sizes = from_mapping(TinySettings, settings.tiny, "backbone.tiny")
             template = PromptTemplate.from_config(settings.prompt)
             scaffold = [template.scaffold()] * len(run.items)
@@ -191,8 +193,8 @@ class TpadGenerator:
             with atomic_folder(folder) as made:
                 save_file(stage.weights, made / "weights.safetensors")
                 write_json(made / "stage.json", {"name": name, **stage.record})
-            # Later stages see what a resumed run would read back.
-            _drop(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        # Read back even when just trained: later stages see what a resumed run would see.
         return _Stage(
             load_file(folder / "weights.safetensors"),
             json.loads((folder / "stage.json").read_text(encoding="utf-8")),
@@ -330,12 +332,3 @@ def _copy(named: dict[str, Any]) -> dict[str, torch.Tensor]:
 def _load(named: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for name, tensor in named.items():
         tensor.copy_(weights[name])
-
-
-def _drop(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Metrics", "TpadGenerator", "TpadSettings", "neighbour_overlap"]

@@ -110,9 +110,9 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     model runs on its ID view alone: recommendation and co-occurrence losses, no proxies, no
     criterion.
 
-    The paper drops items that training never saw; here they stay as candidates (``corrected``). Such
-    an item is no negative of the recommendation loss, has no ID row, and is its own neighbour in
-    the propagation, so that its modality row is on the scale of the others (assumption).
+    The paper drops items that training never saw; here they stay as candidates (``corrected``).
+    Such an item is no negative of the recommendation loss, has no ID row, and is its own neighbour
+    in the propagation, so that its modality row is on the scale of the others (assumption).
 
     Training-only artefacts (graph, partners, strangers) come from the training sessions, each
     counted once however many prefix rows it has.

@@ -31,6 +31,10 @@ class FusedItemEmbedding(nn.Module):
     start near zero, so training starts from the content (assumption). ``id_dropout`` drops whole
     ID rows in training, so that content learns to stand alone.
 
+    While training, items without a training interaction are zero rows: as eternal negatives of a
+    full softmax their content would be pushed down although nothing was observed about it
+    (assumption).
+
     Args:
         features: aligned features, (n_items, F).
         size: d of the model's item table.

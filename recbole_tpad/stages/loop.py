@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -71,7 +70,8 @@ class TrainingLoop:
         name: stage name for the progress bar.
         trainable: parameters.
         settings: optimisation.
-        folder: keeps the checkpoint while training; removed by `finish`.
+        folder: keeps the checkpoint while training; the caller removes it once the stage's result
+            is safely on disk.
 
     The step function must depend only on the step number, the parameters and torch's global RNG.
     """
@@ -132,6 +132,7 @@ class TrainingLoop:
             initial=start,
             total=self.settings.steps,
             delay=3,
+            mininterval=0.5,
             leave=False,
         )
         for step in bar:
@@ -161,10 +162,6 @@ class TrainingLoop:
                 self._save(step + 1)
                 saved = time.monotonic()
         return self.history
-
-    def finish(self) -> None:
-        """Drop the checkpoint; called once the stage's result is safely on disk."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _save(self, step: int) -> None:
         tensors = {"rng": torch.get_rng_state()}

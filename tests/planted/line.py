@@ -1,4 +1,4 @@
-"""The demo's line with its controls: the same shop, the same settings, one thing broken at a time."""
+"""The demo's line with its controls: same shop, same settings, one thing broken at a time."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def make_line(root: Path, shop_seed: int = 7) -> Line:
 
 def embed_variant(line: Line, name: str, seed: int, **changes: object) -> ItemEmbeddings:
     """Embed with the demo's generator and changed settings, stored as `name`."""
-    return embed(
-        line.data_path, NAME, GENERATOR, name=name, overrides={"seed": seed, **changes}
-    )
+    return embed(line.data_path, NAME, GENERATOR, name=name, overrides={"seed": seed, **changes})
 
 
 def relabelled(line: Line, source: ItemEmbeddings, name: str, rows: np.ndarray) -> ItemEmbeddings:

@@ -10,12 +10,12 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from planted.line import (
     Line,
     adopt,
@@ -24,7 +24,6 @@ from planted.line import (
     permuted_sessions,
     shuffled_map,
 )
-
 from recbole_tpad.demo.line import NAME
 from recbole_tpad.demo.shop import load_truth, oracle_scores
 from recbole_tpad.evaluation import evaluate
@@ -66,7 +65,7 @@ def _embed_all(line: Line) -> None:
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scores]:
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     """(model, variant) → one entry a seed: HR@10 over all test rows and over rare and unseen."""
     from recbole_tpad.generators.embed import embed
 
@@ -94,7 +93,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scores]:
                 {"all": row["metrics"]["HR@10"], "cold": _rare_and_unseen(row["slices"])}
             )
     _print(found)
-    yield found
+    return found
 
 
 def _rare_and_unseen(slices: dict[str, dict[str, float]]) -> float:

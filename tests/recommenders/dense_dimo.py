@@ -77,7 +77,8 @@ def reference(
     Items `unseen` in training have no ID row, are their own neighbour and are no negatives.
     """
     n = len(counts)
-    power = torch.matrix_power(torch.eye(n, dtype=torch.float64) + adjacency(counts, unseen), layers)
+    step = torch.eye(n, dtype=torch.float64) + adjacency(counts, unseen)
+    power = torch.matrix_power(step, layers)
     seen = torch.tensor([[float(i not in unseen)] for i in range(n)])
     e = power @ (model.item_embedding.weight * seen)
     m = None if modality is None else power @ modality

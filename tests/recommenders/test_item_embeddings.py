@@ -73,6 +73,26 @@ def test_the_table_is_ids_of_trained_items_plus_content(build: Any, shop: Path) 
     assert not any("features" in key or "mask" in key for key in model.state_dict())
 
 
+def test_content_never_seen_in_training_is_not_pushed_down_as_a_negative(build: Any) -> None:
+    _, model, loaders = build("SASRec", item_embeddings="content")
+    fused, tokens = model.item_embedding, loaders.train._dataset.field2id_token["item_id"]
+    cold = int(np.flatnonzero(tokens == "new")[0])
+    assert not fused.weight[cold].any()  # the model is in training mode
+    model.eval()  # no dropout
+    with torch.no_grad():
+        assert fused.weight[cold].any()
+    fused.train()
+    gradients = []
+    for shown in (100.0, -100.0):
+        with torch.no_grad():
+            fused.adapter.features[cold] = shown
+        model.zero_grad()
+        model.calculate_loss(loaders.train.collate_fn(np.arange(16))).backward()
+        gradients.append([p.grad.clone() for p in fused.adapter.parameters()])
+    assert any(g.any() for g in gradients[0])
+    torch.testing.assert_close(*gradients)  # whatever the item shows, training does not see it
+
+
 def test_one_adapter_pass_a_step_and_one_an_evaluation(build: Any) -> None:
     _, model, loaders = build("SASRec", item_embeddings="content", id_dropout=0.3)
     calls = []
