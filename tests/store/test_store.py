@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match="visual.npy is not what its manifest says"):
+    with pytest.raises(InputError, match=r"visual\.npy is not what its manifest says"):
         open_store(tmp_path / "s").verify()
 
 
