@@ -42,9 +42,10 @@ def embed(
     folder = DatasetFolder.open(data_path, dataset)
     folder.verify_split()
     label = Path(generator).stem
-    path = folder.path / "embeddings" / (name or label)
+    path = folder.path / "embeddings" / _store_name(name or label)
     inputs = made.fingerprint(folder)
-    if (path / "manifest.json").is_file():
+    # Written last: a run killed before it is completed from its stages.
+    if (path / "run.json").is_file():
         try:
             store = open_store(path)
             store.verify()
@@ -74,6 +75,15 @@ def embed(
     }
     write_json(path / "run.json", run)
     return store
+
+
+def _store_name(name: str) -> str:
+    if name != Path(name).name or name.startswith("."):
+        raise InputError(
+            f"'{name}' cannot be a store's name: give a plain name, without folders and without a "
+            "leading dot."
+        )
+    return name
 
 
 def read_run(store: ItemEmbeddings) -> dict[str, Any]:

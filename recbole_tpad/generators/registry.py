@@ -69,6 +69,8 @@ def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise InputError(f"--{key}: '{parent}' is set to a value and used as a section.")
+        if isinstance(place.get(last), dict):
+            raise InputError(f"--{key}: '{last}' is set to a value and used as a section.")
         place[last] = value
     return nested
 

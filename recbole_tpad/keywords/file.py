@@ -86,6 +86,8 @@ def _read(source: Path) -> Iterator[tuple[int, str, list[str]]]:
                 yield from _read_jsonl(source, stream)
         except UnicodeDecodeError as error:
             raise InputError(f"{source} is not UTF-8 text ({error}).") from error
+        except csv.Error as error:
+            raise InputError(f"{source} is not a CSV file ({error}).") from error
 
 
 def _read_csv(source: Path, rows: csv.DictReader[str]) -> Iterator[tuple[int, str, list[str]]]:
@@ -113,6 +115,9 @@ def _read_jsonl(source: Path, lines: Iterable[str]) -> Iterator[tuple[int, str, 
             raise InputError(
                 f"{source}, line {number}: not a JSON object with item_id and keywords ({error})."
             ) from error
-        if not isinstance(item_id, str) or not isinstance(keywords, list):
-            raise InputError(f"{source}, line {number}: item_id must be a string, keywords a list.")
-        yield number, item_id, [str(k) for k in keywords]
+        texts = isinstance(keywords, list) and all(isinstance(k, str) for k in keywords)
+        if not isinstance(item_id, str) or not texts:
+            raise InputError(
+                f"{source}, line {number}: item_id must be a string, keywords a list of strings."
+            )
+        yield number, item_id, keywords
