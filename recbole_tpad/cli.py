@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that ``--help`` and bad arguments a
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -237,6 +238,13 @@ def _evaluate(args: argparse.Namespace, overrides: Overrides) -> None:
     report = write_report(results, results.with_name("report.html"))
     print(plain_table(results))
     print(f"\n{results}\n{report}")
+    failed = [row for row in json.loads(results.read_text())["rows"] if row["error"]]
+    if failed:
+        first = failed[0]
+        raise InputError(
+            f"{len(failed)} runs failed and are marked in the table, first {first['model']} with "
+            f"{first['item_embeddings'] or 'no item embeddings'}: {first['error']}"
+        )
 
 
 def _report(args: argparse.Namespace, _: Overrides) -> None:

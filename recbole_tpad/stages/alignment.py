@@ -46,7 +46,7 @@ class AlignmentSettings:
         generation_weight: weight of L_gen, which stays on.
         projection: width p of w^H, w^L and z.
         likelihood_steps: steps on q per outer step.
-        head_learning_rate: of D_H, D_L, D_T, heads (through the loop's rate ratio) and q.
+        q_learning_rate: of q's own Adam.
         teacher_scale: T's similarities are cosine · teacher_scale in the soft targets.
     """
 
@@ -57,7 +57,7 @@ class AlignmentSettings:
     mi_lower: str = "infonce"
     generation_weight: float = 1.0
     projection: int = 256
-    likelihood_steps: int = 2
+    likelihood_steps: int = 5
     q_learning_rate: float = 1e-3
     teacher_scale: float = 10.0
 
