@@ -274,7 +274,7 @@ class ComposedBackbone(nn.Module):
             visual: (B, queries, width) vision features; rows without an image are ignored.
             has_image: (B,) bool.
         """
-        decoder = self.language_model.get_base_model().model
+        decoder = self.language_model.get_base_model().get_decoder()
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         output = decoder(
             inputs_embeds=self._inputs(batch, visual, has_image),
