@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from recbole_tpad.backbones.composed import ComposedBackbone, LoraSettings, VisionEncoder
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.files import sha256_file
 from recbole_tpad.settings import at_least, from_mapping
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,6 +99,28 @@ def resolve(name: str, revision: str | None) -> Path:
             "local folder."
         ) from error
     return Path(fetched)
+
+
+def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
+    """Name → SHA-256 of every file a composed backbone is made from: what its vectors depend on.
+
+    In the hub's cache a large file is a link to a blob that is named by its hash; it is not read.
+
+    Raises:
+        InputError: a part that is neither a folder nor can be fetched.
+    """
+    found = {}
+    for part, name, revision in (
+        ("vision", settings.vision, settings.vision_revision),
+        ("language_model", settings.language_model, settings.language_model_revision),
+    ):
+        folder = resolve(name, revision)
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".safetensors", ".json", ".model"):
+                blob = file.resolve().name
+                hashed = file.is_symlink() and _SHA256.fullmatch(blob)
+                found[f"{part}/{file.name}"] = blob if hashed else sha256_file(file)
+    return found
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:

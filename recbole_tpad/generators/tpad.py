@@ -22,7 +22,11 @@ from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
 from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.backbones.loading import BackboneSettings, load_composed
+from recbole_tpad.backbones.loading import (
+    BackboneSettings,
+    checkpoint_files,
+    load_composed,
+)
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import DatasetFolder, Item
@@ -108,7 +112,9 @@ class TpadGenerator:
     def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
         settings = self._settings
         common = {"code": recbole_tpad.__version__, "seed": settings.seed}
-        backbone = sha256_json({**common, "backbone": dataclasses.asdict(settings.backbone)})
+        files = {} if settings.backbone.kind == "tiny" else checkpoint_files(settings.backbone)
+        asked = dataclasses.asdict(settings.backbone)
+        backbone = sha256_json({**common, "backbone": asked, "files": files})
         content = items_sha256(items, images=True, keywords=True)
 
         def stage(name: str, own: Any, *upstream: str | None) -> str:
@@ -225,7 +231,12 @@ class TpadGenerator:
         record.stages.append(stage.record)
         record.generation_rate = self._generation_rate(run, backbone, inputs)
         rate = record.generation_rate["recall"] if record.generation_rate else None
-        if rate is not None and rate <= LATE_GENERATION_RATE:
+        if rate is None:
+            record.warnings.append(
+                "No Generation Rate: too few items have visual keywords. The knowledge tower "
+                "learned what the other labels say, at most the categories."
+            )
+        elif rate <= LATE_GENERATION_RATE:
             record.warnings.append(
                 f"Generation Rate is {rate:.3f}, not above {LATE_GENERATION_RATE}: the knowledge "
                 "tower does not say what is in the pictures. Train stage 1 longer, or check the "
@@ -241,7 +252,8 @@ class TpadGenerator:
         if not file.is_file():
             settings, seed = self._settings.knowledge, self._settings.seed
             _, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
-            measured = measure(backbone, inputs, holdout, seed=seed) if len(holdout) > 1 else None
+            labelled = [row for row in holdout if run.items[row].keywords]
+            measured = measure(backbone, inputs, labelled, seed=seed) if len(labelled) > 1 else None
             write_json(file, measured)
         found: dict[str, float | None] | None = json.loads(file.read_text(encoding="utf-8"))
         return found

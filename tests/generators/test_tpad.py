@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_tpad import (
     SMALL,
     content,
@@ -21,7 +22,7 @@ from small_tpad import (
     run_tpad,
     stages,
 )
-from tiny_catalogue import WITHOUT_IMAGE, draw, write_catalogue
+from tiny_catalogue import WITHOUT_IMAGE, draw, write_backbone, write_catalogue
 
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
@@ -177,6 +178,34 @@ def test_what_each_file_changes(fresh: DatasetFolder) -> None:
     assert changed(painted, retitled) == later | {"items"}
     resplit(fresh, seed=8)
     assert changed(retitled, fingerprints(fresh)) == {"split", "transition", "alignment"}
+
+
+def test_other_weights_at_the_same_path_are_another_backbone(
+    fresh: DatasetFolder, tmp_path: Path
+) -> None:
+    made = write_backbone(tmp_path / "backbone", fresh.items)
+    changes = {
+        "backbone": {
+            "kind": "composed",
+            "vision": str(made / "vision"),
+            "language_model": str(made / "language_model"),
+        }
+    }
+    before = fingerprints(fresh, changes)
+    assert fingerprints(fresh, changes) == before
+    weights = made / "language_model" / "model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    later = {"backbone", "knowledge", "transition", "alignment"}
+    assert changed(before, fingerprints(fresh, changes)) == later
+
+
+def test_without_keywords_there_is_no_generation_rate(fresh: DatasetFolder) -> None:
+    rewrite(fresh, "keywords.jsonl", lambda line: line.update(keywords=[]))
+    run = read_run(run_tpad(reopened(fresh)))
+    assert run["generation_rate"] is None
+    assert any("No Generation Rate" in warning for warning in run["warnings"])
 
 
 def test_no_leak_from_valid_and_test(fresh: DatasetFolder) -> None:
