@@ -3,7 +3,7 @@
 # hold a path with a space.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-# Extra options for the torch download, e.g. PIP_TORCH='--index-url https://download.pytorch.org/whl/cpu'
+# Extra options for the torch download, for instance another package index.
 PIP_TORCH ?=
 
 VENV   := .venv
