@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [a for a in given if a != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # From peft's use of transformers; nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     try:
         run_command(given)
     except InputError as error:
