@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recbole_tpad.errors import InputError, nearest
 
 OUR_MODELS = {
@@ -64,5 +66,11 @@ def model_class(name: str) -> Any:
         raise InputError(
             f"Unknown sequential model '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
         )
-    module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+    # RecBole's SINE, imported with the package, turns autograd's anomaly mode on for the whole
+    # process: every backward pass of every model then records and checks each operation.
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+    finally:
+        torch.autograd.set_detect_anomaly(*anomaly)
     return getattr(module, name)

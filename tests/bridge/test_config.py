@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,12 @@ def test_known_models() -> None:
     assert {"DIMO", "CoOccurrence", "Popularity"} <= set(known_models())
     for name in ("SASRec", "DIMO"):
         assert model_class(name).__name__ == name
+
+
+def test_importing_a_model_leaves_anomaly_mode_off() -> None:
+    code = (
+        "import torch; from recbole_tpad.bridge.models import model_class;"
+        "model_class('SASRec'); print(torch.is_anomaly_enabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
