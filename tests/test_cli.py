@@ -36,7 +36,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def test_the_commands_are_those_of_the_manual() -> None:
-    assert list(build_parser().commands) == COMMANDS  # type: ignore[attr-defined]  # set there
+    assert list(build_parser().commands) == COMMANDS
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,12 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     model = build_model(config, train)
     trainer = SessionTrainer(config, model)
     show = bool(config["show_progress"])
-    best, best_valid = trainer.fit(
-        loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch
-    )
+    # RecBole's SINE turns anomaly mode on for the whole process wherever a script imports one of
+    # RecBole's models: every operation is then recorded and checked, several times slower.
+    with torch.autograd.set_detect_anomaly(bool(config["detect_anomaly"])):
+        best, best_valid = trainer.fit(
+            loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch
+        )
     ranking = trainer.rank(loaders.test, show)
     seconds = time.perf_counter() - start
     test = trainer._recbole_result(ranking)

@@ -140,13 +140,13 @@ class TrainingLoop:
                 group["lr"] = self.rate(step)
             loss, metrics = compute(step)
             main.zero_grad(set_to_none=True)
+            if not torch.isfinite(loss):
+                raise self._diverged(step, f"loss {loss.item()}", metrics)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-            if not torch.isfinite(loss) or not torch.isfinite(norm):
-                raise InputError(
-                    f"Stage '{self.name}' diverged at step {step}: loss {loss.item()}, gradient "
-                    f"norm {norm.item()}, quantities {metrics}. Lower its learning_rate "
-                    f"(now {self.settings.learning_rate}); finished stages are kept."
+            if not torch.isfinite(norm):
+                raise self._diverged(
+                    step, f"loss {loss.item()}, gradient norm {norm.item()}", metrics
                 )
             main.step()
             self.history.append(
@@ -162,6 +162,12 @@ class TrainingLoop:
                 self._save(step + 1)
                 saved = time.monotonic()
         return self.history
+
+    def _diverged(self, step: int, what: str, metrics: Metrics) -> InputError:
+        return InputError(
+            f"Stage '{self.name}' diverged at step {step}: {what}, quantities {metrics}. Lower its "
+            f"learning_rate (now {self.settings.learning_rate}); finished stages are kept."
+        )
 
     def _save(self, step: int) -> None:
         tensors = {"rng": torch.get_rng_state()}

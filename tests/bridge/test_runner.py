@@ -57,6 +57,18 @@ def test_the_same_seed_gives_the_same_metrics(quick: dict[str, Any], model: str)
     np.testing.assert_array_equal(first.ranks, second.ranks)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_anomaly_mode_is_what_the_key_says(quick: dict[str, Any], asked: bool) -> None:
+    seen: list[bool] = []
+    with torch.autograd.set_detect_anomaly(True):  # as after importing one of RecBole's models
+        run(
+            {**quick, "model": "SASRec", "epochs": 1, "detect_anomaly": asked},
+            on_epoch=lambda *_: seen.append(torch.is_anomaly_enabled()),
+        )
+        assert torch.is_anomaly_enabled()
+    assert seen == [asked]
+
+
 def test_saved_runs_load_without_pickle(quick: dict[str, Any], shop: Path) -> None:
     ids = [f"i{k:02d}" for k in range(30)] + ["new"]
     store = shop / "shop" / "embeddings" / "content"

@@ -130,8 +130,15 @@ def test_every_part_of_a_checkpoint_counts(part: str, tmp_path: Path) -> None:
     assert not same(whole, resumed)
 
 
+@pytest.mark.parametrize("anomaly_mode", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_divergence_names_stage_and_step(bad: float, tmp_path: Path) -> None:
+def test_divergence_names_stage_and_step(bad: float, anomaly_mode: bool, tmp_path: Path) -> None:
+    # Importing one of RecBole's models is enough to turn anomaly mode on.
+    with torch.autograd.set_detect_anomaly(anomaly_mode):
+        check_divergence(bad, tmp_path)
+
+
+def check_divergence(bad: float, tmp_path: Path) -> None:
     stage = Stage(tmp_path / "c")
 
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:

@@ -1,0 +1,128 @@
+"""Commands on data set folders: convert, images, keywords."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recbole_tpad.cli.parser import Commands, Overrides, add_dataset
+from recbole_tpad.errors import InputError
+
+
+def add_commands(commands: Commands) -> None:
+    """Add this module's commands."""
+    convert = commands.add("convert", None, "Turn raw files into a data set folder.")
+    _add_sources(convert)
+    images = commands.add("images", _images, "Attach item images to a data set.")
+    add_dataset(images)
+    images.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with files named like the item ids or like the metadata's image URLs",
+    )
+    keywords = commands.add("keywords", _keywords, "Attach visual keywords to a data set.")
+    add_dataset(keywords)
+    keywords.add_argument("--annotator", choices=["file"], default="file")
+    keywords.add_argument("--file", type=Path, help="CSV (item_id,keywords) or JSON lines")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
+    amazon = sources.add_parser(
+        "amazon", help="Amazon review files as published", allow_abbrev=False
+    )
+    amazon.set_defaults(command=_convert_amazon)
+    amazon.add_argument("--reviews", type=Path, required=True)
+    amazon.add_argument("--meta", type=Path, required=True)
+    amazon.add_argument("--release", choices=["2018"], default="2018")
+    amazon.add_argument("--sessions", choices=["first-day", "day", "user"])
+    amazon.add_argument(
+        "--split", choices=["temporal", "dimo", "leave-one-out"], default="temporal"
+    )
+    amazon.add_argument("--min_session_length", type=int, default=2)
+    amazon.add_argument("--max_session_length", type=int)
+    amazon.add_argument("--min_item_count", type=int)
+    amazon.add_argument("--allow_truncated", action="store_true")
+    amazon.add_argument("--max_rejected", type=float, default=0.01)
+    sequences = sources.add_parser(
+        "sequences", help="JSON files: user -> items, item -> texts", allow_abbrev=False
+    )
+    sequences.set_defaults(command=_convert_sequences)
+    sequences.add_argument("--interactions", type=Path, required=True)
+    sequences.add_argument("--items", type=Path, required=True)
+    for source in (amazon, sequences):
+        add_dataset(source)
+        source.add_argument("--augment", action=argparse.BooleanOptionalAction, default=None)
+        source.add_argument("--max_len", type=int, default=50)
+        source.add_argument("--overwrite", action="store_true")
+
+
+def _convert_amazon(args: argparse.Namespace, _: Overrides) -> None:
+    from dataset_converters.amazon import convert_amazon
+
+    summary = convert_amazon(
+        args.dataset,
+        args.reviews,
+        args.meta,
+        args.data_path,
+        release=args.release,
+        sessions=args.sessions,
+        split=args.split,
+        min_session_length=args.min_session_length,
+        min_item_count=args.min_item_count,
+        max_session_length=args.max_session_length,
+        augment=args.augment,
+        max_len=args.max_len,
+        allow_truncated=args.allow_truncated,
+        max_rejected=args.max_rejected,
+        overwrite=args.overwrite,
+    )
+    print(summary_text(summary.path, summary.counts))
+
+
+def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:
+    from dataset_converters.sequences import convert_sequences
+
+    summary = convert_sequences(
+        args.dataset,
+        args.interactions,
+        args.items,
+        args.data_path,
+        augment=args.augment is not False,
+        max_len=args.max_len,
+        overwrite=args.overwrite,
+    )
+    print(summary_text(summary.path, summary.counts))
+
+
+def summary_text(path: Path, counts: dict[str, int]) -> str:
+    """One paragraph on a conversion."""
+    return (
+        f"{path}: {counts['sessions']:,} sessions, {counts['interactions']:,} interactions, "
+        f"{counts['items']:,} items ({counts['items_in_train']:,} of them in training); "
+        f"train/valid/test sessions {counts['sessions_train']:,}/{counts['sessions_valid']:,}/"
+        f"{counts['sessions_test']:,}"
+    )
+
+
+def _images(args: argparse.Namespace, _: Overrides) -> None:
+    from dataset_converters.images import attach_images
+    from recbole_tpad.data import DatasetFolder
+
+    folder = DatasetFolder.open(args.data_path, args.dataset)
+    counts = attach_images(folder.path, args.source)
+    print(
+        f"{folder.path / 'images'}: {counts.ok:,} items with an image ({counts.copied:,} copied "
+        f"now), {counts.missing:,} without, {counts.unreadable:,} unreadable"
+    )
+
+
+def _keywords(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.keywords.file import annotate_from_file
+
+    if args.file is None:
+        raise InputError("The annotator 'file' needs --file PATH (CSV or JSON lines).")
+    print(annotate_from_file(args.data_path, args.dataset, args.file))
