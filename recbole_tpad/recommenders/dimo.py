@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.recommenders.dimo_losses import ProxyLoss, cooccurrence_loss, criterion_loss
+from recbole_tpad.recommenders.dimo_losses import ProxyLoss, criterion_loss
+from recbole_tpad.recommenders.dimo_tables import joined_tables, read_tables
 from recbole_tpad.recommenders.item_features import (
     EvaluationCache,
     FeatureAdapter,
     load_item_features,
-    without_padding,
 )
 from recbole_tpad.recommenders.item_graph import (
     cooccurrence_counts,
     never_together,
     partner_table,
-    row_normalised,
+    propagation_step,
     top_partners,
 )
 from recbole_tpad.recommenders.propagation import SparseMatrix, propagate
@@ -141,7 +141,9 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
                     "Use variant 'corrected', or leave item_embeddings out."
                 )
             self.modality_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
-        self.table_dropout = nn.Dropout(float(config["table_dropout_prob"]))
+        self.table_dropout = float(config["table_dropout_prob"])
+        if not 0 <= self.table_dropout < 1:
+            raise InputError(f"table_dropout_prob={self.table_dropout} must be in [0, 1).")
         heads, dropout = int(config["n_heads"]), float(config["attn_dropout_prob"])
         self.id_attention = SessionAttention(size, heads, dropout)
         if features is not None:
@@ -166,9 +168,14 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         unseen = ~trained
         unseen[0] = False
         own = sparse.diags_array(unseen.astype(np.float64), format="csr")
-        self.adjacency = SparseMatrix(row_normalised((counts + own).tocsr()))
+        self.propagation = SparseMatrix(propagation_step((counts + own).tocsr()))
         self.trained: Tensor
         self.register_buffer("trained", torch.from_numpy(trained), persistent=False)
+        # Added to the logits in training: the padding id and unseen items are no negatives.
+        excluded = torch.zeros(self.n_items).masked_fill(~torch.from_numpy(trained), float("-inf"))
+        excluded[0] = float("-inf")
+        self.excluded: Tensor
+        self.register_buffer("excluded", excluded, persistent=False)
         self.partners = SparseMatrix(partners)
         self.strangers = SparseMatrix(strangers)
         table = torch.from_numpy(partner_table(partners, n_partners))
@@ -204,11 +211,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             kept = self._cache.get(parameters)
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
-        modality = self.modality_table()
-        own = self.item_embedding.weight * self.trained[:, None]
-        parts = [own] + ([] if modality is None else [modality])
-        table = self.table_dropout(without_padding(torch.cat(parts, dim=1)))
-        table = propagate(table, self.adjacency, self.n_layers)
+        dropout = self.table_dropout if self.training else 0.0
+        table = joined_tables(
+            self.item_embedding.weight, self.modality_table(), self.trained, dropout
+        )
+        table = propagate(table, self.propagation, self.n_layers)
         if not self.training and not torch.is_grad_enabled():
             self._cache.put(parameters, table)
         return table
@@ -223,17 +230,16 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     # -- sessions --------------------------------------------------------------------------------
 
     def session_vectors(
-        self, table: Tensor, item_seq: Tensor, lengths: Tensor
+        self, rows: Tensor, item_seq: Tensor, lengths: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return session vectors s and proxies p of each view, every one (B, d).
 
         Args:
-            table: the propagated tables, (n_items, d or 2d).
+            rows: rows of `item_seq` in the propagated tables, (B, L, d or 2d).
             item_seq: right-padded item ids, (B, L).
             lengths: number of real positions, (B,).
         """
         mask = item_seq != 0
-        rows = functional.embedding(item_seq, table)
         views = rows.chunk(2, dim=-1) if self.two_views else (rows,)
         attentions = [self.id_attention] + ([self.modality_attention] if self.two_views else [])
         count = lengths.clamp(min=1).unsqueeze(1).to(rows.dtype)
@@ -246,23 +252,27 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         """Return the four parts of the training loss for a batch."""
         item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target = interaction[self.POS_ITEM_ID]
-        table = self.tables()
-        sessions, proxies = self.session_vectors(table, item_seq, lengths)
-        logits = torch.cat(sessions, dim=1) @ table[1:].t()
-        logits = logits.masked_fill(~self.trained[1:], float("-inf"))
-        recommendation = functional.cross_entropy(logits, target - 1)
-        views = table.chunk(2, dim=1) if self.two_views else (table,)
-        together = cooccurrence_loss(views[0], self.partners, self.strangers)
-        zero = table.new_zeros(())
-        if not self.two_views:
-            return Losses(recommendation, self._reduce(together), zero, zero)
-        proxy = self.proxy_loss(sessions[0], sessions[1], proxies[0], proxies[1])
         shown = target - 1 if self.variant == "official" else target
-        flag = (self.partner_table[item_seq] == target[:, None, None]).any(dim=2).any(dim=1)
-        criterion = criterion_loss(sessions[0], sessions[1], views[0][shown], views[1][shown], flag)
-        return Losses(
-            recommendation, self._reduce(together), self._reduce(proxy), self._reduce(criterion)
+        reads = read_tables(
+            self.tables(),
+            torch.cat([item_seq.flatten(), shown]),
+            self.item_embedding.embedding_dim,
+            self.partners,
+            self.strangers,
         )
+        context = reads.rows[: item_seq.numel()].view(*item_seq.shape, -1)
+        sessions, proxies = self.session_vectors(context, item_seq, lengths)
+        logits = torch.addmm(self.excluded, torch.cat(sessions, dim=1), reads.table.t())
+        recommendation = functional.cross_entropy(logits, target)
+        together = self._reduce(reads.cooccurrence[self.partners.nonempty])
+        zero = logits.new_zeros(())
+        if not self.two_views:
+            return Losses(recommendation, together, zero, zero)
+        proxy = self.proxy_loss(sessions[0], sessions[1], proxies[0], proxies[1])
+        flag = (self.partner_table[item_seq] == target[:, None, None]).any(dim=2).any(dim=1)
+        of_target = reads.rows[item_seq.numel() :].chunk(2, dim=1)
+        criterion = criterion_loss(sessions[0], sessions[1], of_target[0], of_target[1], flag)
+        return Losses(recommendation, together, self._reduce(proxy), self._reduce(criterion))
 
     def _reduce(self, losses: Tensor) -> Tensor:
         if self.reduction == "sum" or losses.numel() == 0:
@@ -280,9 +290,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return every item's score, shape (B, n_items); the padding id scores −inf."""
         table = self.tables()
-        sessions, _ = self.session_vectors(
-            table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        )
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        sessions, _ = self.session_vectors(table[item_seq], item_seq, lengths)
         scores = torch.cat(sessions, dim=1) @ table.t()
         scores[:, 0] = float("-inf")
         return scores
@@ -290,9 +299,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     def predict(self, interaction: Any) -> Tensor:
         """Return the scores of the batch's own items, shape (B,)."""
         table = self.tables()
-        sessions, _ = self.session_vectors(
-            table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        )
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        sessions, _ = self.session_vectors(table[item_seq], item_seq, lengths)
         return (torch.cat(sessions, dim=1) * table[interaction[self.ITEM_ID]]).sum(dim=1)
 
     @torch.no_grad()
@@ -314,7 +322,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         if not self.two_views:
             raise InputError("DIMO explains by comparing two views: give it item_embeddings.")
         table = self.tables()
-        sessions, _ = self.session_vectors(table, item_seq, lengths)
+        sessions, _ = self.session_vectors(table[item_seq], item_seq, lengths)
         tables = table.chunk(2, dim=1)
         shares = [(s * t[items]).sum(dim=1) for s, t in zip(sessions, tables, strict=True)]
         found = []

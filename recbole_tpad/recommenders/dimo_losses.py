@@ -1,4 +1,4 @@
-"""DIMO's auxiliary losses (SIGIR 2024): co-occurrence, proxies, and which view explains a click.
+"""DIMO's losses on sessions (SIGIR 2024): proxies, and which view explains a click.
 
 All logarithms are base 10 and all cosines have temperature 1, as in the public code. Every loss is
 returned per element; the model reduces them.
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_tpad.recommenders.propagation import SparseMatrix
-
 LN10 = math.log(10.0)
 _EPS = 1e-8
 
@@ -26,24 +24,6 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def log10_share(a: Tensor, b: Tensor) -> Tensor:
     """Return log10(e^a / (e^a + e^b)), element by element."""
     return functional.logsigmoid(a - b) / LN10
-
-
-def cooccurrence_loss(table: Tensor, partners: SparseMatrix, strangers: SparseMatrix) -> Tensor:
-    """L_co: an item is nearer to the mean of its partners than to items it never meets.
-
-    Args:
-        table: propagated item rows, shape (N, d).
-        partners: each item's most frequent partners, weights summing to one.
-        strangers: each item's sampled items that never co-occur with it.
-
-    Returns:
-        −log10( e^c(i,p_i) / (e^c(i,p_i) + Σ_n e^c(i,n)) ) for every item i that has partners.
-    """
-    attraction = cosine(table, partners(table))
-    unit = functional.normalize(table, dim=-1, eps=_EPS)
-    repulsion = strangers.row_sums(strangers.sampled_dots(unit).exp())
-    losses = torch.log1p(repulsion * (-attraction).exp()) / LN10
-    return losses[partners.nonempty]
 
 
 class ProxyLoss(nn.Module):

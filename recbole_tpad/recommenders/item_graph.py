@@ -67,13 +67,13 @@ def cooccurrence_counts(sessions: Iterable[Ids], n_items: int) -> sparse.csr_mat
     return total
 
 
-def row_normalised(counts: sparse.csr_matrix) -> Pattern:
-    """Return A = F / (row sum + 1e-8), DIMO's propagation matrix."""
+def propagation_step(counts: sparse.csr_matrix) -> Pattern:
+    """Return I + A, A = F / (row sum + 1e-8): one step of DIMO's propagation X ← X + A X."""
     degree = np.asarray(counts.sum(axis=1)).ravel()
-    scale = np.repeat(1.0 / (degree + 1e-8), np.diff(counts.indptr))
-    return Pattern(
-        counts.indptr.astype(np.int64), counts.indices.astype(np.int64), counts.data * scale
-    )
+    scaled = sparse.diags_array(1.0 / (degree + 1e-8)) @ counts
+    step = sparse.csr_matrix(scaled + sparse.eye_array(len(degree)))
+    step.sort_indices()
+    return Pattern(step.indptr.astype(np.int64), step.indices.astype(np.int64), step.data)
 
 
 def top_partners(counts: sparse.csr_matrix, k: int) -> Pattern:

@@ -42,24 +42,6 @@ class _Product(torch.autograd.Function):
         return _weighted_sum(grad.contiguous(), m.crow_t, m.col_t, m.values_t), None
 
 
-class _SampledDots(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, matrix: SparseMatrix) -> Tensor:
-        ctx.matrix = matrix
-        ctx.save_for_backward(rows)
-        return matrix.dots(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        (rows,) = ctx.saved_tensors
-        m: SparseMatrix = ctx.matrix
-        rows, grad = rows.contiguous(), grad.contiguous()
-        forward = _weighted_sum(rows, m.crow, m.col, grad)
-        backward = _weighted_sum(rows, m.crow_t, m.col_t, grad[m.transpose_order])
-        return forward + backward, None
-
-
 class SparseMatrix(nn.Module):
     """A constant N×N matrix and its transpose, as non-persistent buffers."""
 
@@ -99,12 +81,22 @@ class SparseMatrix(nn.Module):
         """Return matrix · rows, shape (N, columns), differentiable in `rows`."""
         return _Product.apply(rows, self)  # type: ignore[no-any-return,no-untyped-call]
 
-    def sampled_dots(self, rows: Tensor) -> Tensor:
-        """Return rows[i]·rows[j] for every stored (i, j), shape (nnz,), differentiable."""
-        return _SampledDots.apply(rows, self)  # type: ignore[no-any-return,no-untyped-call]
+    def transposed(self, rows: Tensor) -> Tensor:
+        """Return matrixᵀ · rows, shape (N, columns), without a gradient."""
+        return _weighted_sum(rows.contiguous(), self.crow_t, self.col_t, self.values_t)
+
+    def weighted_both_ways(self, rows: Tensor, entries: Tensor) -> Tensor:
+        """Return (W + Wᵀ) · rows, W this matrix's pattern with other entries; no gradient.
+
+        Args:
+            rows: contiguous, (N, columns).
+            entries: values of W in the order of the stored entries, (nnz,).
+        """
+        forward = _weighted_sum(rows, self.crow, self.col, entries)
+        return forward + _weighted_sum(rows, self.crow_t, self.col_t, entries[self.transpose_order])
 
     def dots(self, rows: Tensor) -> Tensor:
-        """Return what `sampled_dots` returns, without a gradient; memory stays at O(nnz)."""
+        """Return rows[i]·rows[j] for every stored (i, j), shape (nnz,), without a gradient."""
         if self.col.numel() == 0:
             return rows.new_zeros(0)
         with warnings.catch_warnings():
@@ -130,8 +122,8 @@ class SparseMatrix(nn.Module):
         return self.crow[1:] > self.crow[:-1]
 
 
-def propagate(rows: Tensor, matrix: SparseMatrix, layers: int) -> Tensor:
-    """Return (I + A)^layers · rows, shape (N, columns): X ← X + A X, DIMO (SIGIR 2024)."""
+def propagate(rows: Tensor, step: SparseMatrix, layers: int) -> Tensor:
+    """Return stepˡᵃʸᵉʳˢ · rows, shape (N, columns); DIMO's step is I + A (SIGIR 2024)."""
     for _ in range(layers):
-        rows = rows + matrix(rows)
+        rows = step(rows)
     return rows

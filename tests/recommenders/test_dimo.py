@@ -126,7 +126,7 @@ def test_sparse_propagation_equals_dense_with_gradient(build: Any) -> None:
     dense = adjacency(counts, unseen)
     rows = torch.randn(model.n_items, 6, requires_grad=True)
     expected = torch.matrix_power(torch.eye(model.n_items) + dense, 3) @ rows
-    found = propagate(rows, model.adjacency, 3)
+    found = propagate(rows, model.propagation, 3)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
     ours = torch.autograd.grad((found * weights).sum(), rows)
@@ -166,7 +166,7 @@ def artefacts(data_path: Path, seed_of_split: int) -> tuple[Any, ...]:
     for rows in (loaders.train.collate_fn(np.arange(40)),):
         near = model.partner_table[rows["item_id_list"]] == rows["item_id"][:, None, None]
         flags.append(near.flatten(1).any(1))
-    tensors = (model.adjacency.values, model.adjacency.col, model.partners.values)
+    tensors = (model.propagation.values, model.propagation.col, model.partners.values)
     tensors += (model.partner_table, model.strangers.col)
     return *(t.numpy() for t in tensors), model.counts.toarray(), flags[0].numpy()
 

@@ -1,0 +1,400 @@
+"""Time of a DIMO training step: against the public code's dense arithmetic and against a floor.
+
+Reads the Cellphones sessions (RecBole benchmark files with ids) and makes synthetic catalogues of
+100k and 1M items. Batch 50, d = 100, two views, four propagation steps, CPU. Last line: JSON with
+
+- speedup_vs_dense: a dense step (adjacency rebuilt and densified for each of the eight products,
+  L_co by gathering every item's partners and strangers) over ours, same weights, same losses;
+- ratio_to_floor: ours over the least this arithmetic needs with these kernels, measured beside it:
+  one sparse product a layer each way, the logit product and its two gradients, L_co as one sparse
+  product and sampled dot products with their gradients, Adam as one fused pass;
+- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_1m: the process's peak after the last;
+- trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
+
+    python perf/dimo.py --sessions DIR/cellphones.train.inter
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_tpad.bridge.config import SessionConfig
+from recbole_tpad.bridge.dataset import load_data
+from recbole_tpad.bridge.runner import build_model
+from recbole_tpad.bridge.shims import numpy_names
+from recbole_tpad.bridge.trainer import SessionTrainer
+from recbole_tpad.presets import read_preset
+from recbole_tpad.recommenders.dimo import DIMO
+from recbole_tpad.recommenders.propagation import SparseMatrix
+
+BATCH, LENGTH = 50, 19
+FIELDS = {
+    "USER_ID_FIELD": "session_id",
+    "ITEM_ID_FIELD": "item_id",
+    "LIST_SUFFIX": "_list",
+    "ITEM_LIST_LENGTH_FIELD": "item_length",
+    "NEG_PREFIX": "neg_",
+    "MAX_ITEM_LIST_LENGTH": LENGTH,
+    "device": torch.device("cpu"),
+}
+Sessions = list[list[int]]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def read_sessions(path: Path) -> Sessions:
+    """Read a RecBole benchmark file of ids: one row a session, context and target."""
+    rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    return [[*map(int, context.split()), int(target)] for _, context, target in rows]
+
+
+def made_sessions(n_items: int, n_sessions: int, rng: np.random.Generator) -> Sessions:
+    """Popularity-skewed sessions of the Cellphones set's mean length over `n_items` items."""
+    lengths = np.minimum(2 + rng.geometric(0.45, n_sessions), LENGTH + 1)
+    ids = 1 + (rng.pareto(1.2, int(lengths.sum())) * n_items / 20).astype(np.int64) % n_items
+    ids = rng.permutation(n_items + 1)[1:][ids - 1] if n_items < 2 else ids
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+def data_set(sessions: Sessions, n_items: int) -> Any:
+    """What DIMO reads from RecBole's training data set."""
+    lists = np.zeros((len(sessions), LENGTH), dtype=np.int64)
+    for row, session in enumerate(sessions):
+        lists[row, : len(session) - 1] = session[:-1][:LENGTH]
+    rows = {
+        "session_id": torch.arange(len(sessions)),
+        "item_id_list": torch.from_numpy(lists),
+        "item_id": torch.tensor([s[-1] for s in sessions]),
+        "item_length": torch.tensor([min(len(s) - 1, LENGTH) for s in sessions]),
+    }
+    return SimpleNamespace(
+        inter_feat=rows,
+        uid_field="session_id",
+        iid_field="item_id",
+        item_list_length_field="item_length",
+        config=FIELDS,
+        item_num=n_items + 1,
+        num=lambda field: n_items + 1,
+    )
+
+
+def make_model(data: Any, **keys: Any) -> DIMO:
+    torch.manual_seed(0)
+    preset = read_preset("model", "DIMO")
+    settings = {"item_embeddings": None, "variant": "official", "seed": 0}
+    return DIMO({**FIELDS, **preset, **settings, **keys}, data)
+
+
+def batches(data: Any, count: int, seed: int = 1) -> list[Interaction]:
+    order = torch.randperm(
+        len(data.inter_feat["item_id"]), generator=torch.Generator().manual_seed(seed)
+    )
+    return [trimmed(data, order[k * BATCH : (k + 1) * BATCH]) for k in range(count)]
+
+
+def trimmed(data: Any, rows: Tensor) -> Interaction:
+    found = {name: column[rows] for name, column in data.inter_feat.items()}
+    found["item_id_list"] = found["item_id_list"][:, : int(found["item_length"].max())]
+    return Interaction(found)
+
+
+# -- three ways to do a step ----------------------------------------------------------------------
+
+
+class DenseDIMO:
+    """The public code's arithmetic, with the weights of one of our models (variant official)."""
+
+    def __init__(self, model: DIMO) -> None:
+        self.model = model
+        counts = model.counts.tocoo()
+        degree = np.asarray(model.counts.sum(axis=1)).ravel()
+        self.index = np.stack([counts.row, counts.col])
+        self.values = (counts.data / (degree[counts.row] + 1e-8)).astype(np.float32)
+        n = model.n_items
+        self.partners, self.weights = gathered(model.partners, n)
+        self.strangers, self.real = gathered(model.strangers, n)
+
+    def adjacency(self) -> Tensor:
+        n = self.model.n_items
+        made = torch.sparse_coo_tensor(
+            torch.from_numpy(self.index), torch.from_numpy(self.values), (n, n)
+        )
+        return made.to_dense()
+
+    def propagated(self, table: Tensor) -> Tensor:
+        for _ in range(self.model.n_layers):
+            table = table + self.adjacency() @ table
+        return table
+
+    def loss(self, batch: Interaction) -> Tensor:
+        model = self.model
+        dropout = torch.nn.Dropout(model.table_dropout).train(model.training)
+        assert model.modality_embedding is not None
+        e = self.propagated(dropout(without_first(model.item_embedding.weight)))
+        m = self.propagated(dropout(without_first(model.modality_embedding.weight)))
+        items, lengths, target = batch["item_id_list"], batch["item_length"], batch["item_id"]
+        # The public code pads every session to 19 items and attends from every position.
+        items = functional.pad(items, (0, LENGTH - items.shape[1]))
+        mask = items != 0
+        views = []
+        for table, attention in ((e, model.id_attention), (m, model.modality_attention)):
+            rows = table[items]
+            session = self.attend(attention, rows, mask)[torch.arange(len(items)), lengths - 1]
+            views.append((session, rows.sum(1) / lengths[:, None]))
+        (s_id, p_id), (s_mo, p_mo) = views
+        logits = s_id @ e[1:].t() + s_mo @ m[1:].t()
+        ce = functional.cross_entropy(logits, target - 1)
+        proxy = model.proxy_loss(s_id, s_mo, p_id, p_mo).sum()
+        flag = (model.partner_table[items] == target[:, None, None]).any(2).any(1)
+        shown = target - 1
+        share = torch.log10(
+            torch.sigmoid(
+                functional.cosine_similarity(s_id, e[shown])
+                - functional.cosine_similarity(s_mo, m[shown])
+            )
+        )
+        criterion = torch.where(flag, -share, share).sum()
+        return ce + model.auxiliary_weight * (self.cooccurrence(e) + proxy + criterion)
+
+    def attend(self, attention: Any, rows: Tensor, mask: Tensor) -> Tensor:
+        batch, length, size = rows.shape
+        heads = attention.heads
+        shape = (batch, length, heads, size // heads)
+        q, k, v = (
+            f(rows).view(shape).transpose(1, 2)
+            for f in (attention.query, attention.key, attention.value)
+        )
+        scores = q @ k.transpose(2, 3) / (size // heads) ** 0.5
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        weights = attention.dropout(scores.softmax(-1))
+        return (weights @ v).transpose(1, 2).reshape(batch, length, size)
+
+    def cooccurrence(self, e: Tensor) -> Tensor:
+        positive = (e[self.partners] * self.weights[..., None]).sum(1)
+        near = functional.cosine_similarity(e, positive)
+        far = functional.cosine_similarity(e[:, None, :], e[self.strangers], dim=2).exp()
+        total = near.exp() + (far * self.real).sum(1)
+        losses = -torch.log10(near.exp() / total)
+        return losses[self.weights.sum(1) > 0].sum()
+
+
+def gathered(matrix: SparseMatrix, n: int) -> tuple[Tensor, Tensor]:
+    """A sparse matrix as tables of columns and values, padded with zeros."""
+    found = sparse.csr_matrix(
+        (matrix.values.numpy(), matrix.col.numpy(), matrix.crow.numpy()), shape=(n, n)
+    )
+    width = int(np.diff(found.indptr).max())
+    columns, values = np.zeros((n, width), dtype=np.int64), np.zeros((n, width), dtype=np.float32)
+    row = np.repeat(np.arange(n), np.diff(found.indptr))
+    place = np.arange(found.nnz) - found.indptr[row]
+    columns[row, place], values[row, place] = found.indices, found.data
+    return torch.from_numpy(columns), torch.from_numpy(values)
+
+
+def without_first(table: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(table[:1]), table[1:]])
+
+
+def stepper(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def floor_step(model: DIMO) -> Callable[[], None]:
+    """The products nobody can leave out, without autograd, and one fused Adam pass."""
+    n, d = model.n_items, model.item_embedding.embedding_dim
+    rows = torch.randn(n, 2 * d)
+    session = torch.randn(BATCH, 2 * d)
+    logit_grad = torch.randn(BATCH, n)
+    parameter = torch.nn.Parameter(torch.randn(n, 2 * d))
+    parameter.grad = torch.randn(n, 2 * d)
+    optimizer = torch.optim.Adam([parameter], lr=1e-3, fused=True)
+    entries = torch.randn(model.strangers.col.numel())
+
+    def step() -> None:
+        with torch.no_grad():
+            for _ in range(2 * model.n_layers):
+                model.propagation(rows)
+            session @ rows.t()
+            logit_grad.t() @ session
+            logit_grad @ rows
+            own = rows[:, :d]
+            model.partners(own)
+            model.partners(own)
+            model.strangers.dots(own)
+            weighted = model.strangers
+            functional.embedding_bag(
+                weighted.col,
+                own.contiguous(),
+                weighted.crow,
+                mode="sum",
+                per_sample_weights=entries,
+                include_last_offset=True,
+            )
+        optimizer.step()
+
+    return step
+
+
+# -- timing ----------------------------------------------------------------------------------------
+
+
+def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, taken in turns so that noise meets all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def our_step(model: DIMO, data: Any, count: int) -> Callable[[], None]:
+    rows = batches(data, count)
+    turn = iter(range(10**9))
+    model.train()
+    return stepper(list(model.parameters()), lambda: model.calculate_loss(rows[next(turn) % count]))
+
+
+def check_equal(model: DIMO, dense: DenseDIMO, batch: Interaction) -> None:
+    model.eval()
+    ours, theirs = float(model.calculate_loss(batch)), float(dense.loss(batch))
+    if abs(ours - theirs) > 1e-4 * abs(theirs):
+        raise SystemExit(f"The two sides compute different losses: {ours} and {theirs}.")
+    say(f"loss ours {ours:.6f}, dense {theirs:.6f}")
+
+
+def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, float]:
+    n_items = max(max(s) for s in sessions)
+    data = data_set(sessions, n_items)
+    model, other = make_model(data), make_model(data)
+    dense = DenseDIMO(other)
+    batch = batches(data, 1)[0]
+    check_equal(model, DenseDIMO(model), batch)
+    ours = our_step(model, data, 64)
+    other.train()
+    theirs = stepper(list(other.parameters()), lambda: dense.loss(batch))
+    pair = interleaved({"ours": ours, "dense": theirs}, dense_rounds)
+    say(f"dense {pair['dense']:.0f} ms, ours {pair['ours']:.0f} ms")
+    least = interleaved({"ours": ours, "floor": floor_step(model)}, rounds)
+    say(f"floor {least['floor']:.1f} ms, ours {least['ours']:.1f} ms")
+    return {
+        "speedup_vs_dense": pair["dense"] / pair["ours"],
+        "ratio_to_floor": least["ours"] / least["floor"],
+        "step_ms_10k": least["ours"],
+    }
+
+
+def synthetic(n_items: int, rounds: int) -> float:
+    rng = np.random.default_rng(0)
+    data = data_set(made_sessions(n_items, 4 * n_items, rng), n_items)
+    start = time.perf_counter()
+    model = make_model(data)
+    say(
+        f"{n_items:,} items: model built in {time.perf_counter() - start:.0f} s, "
+        f"{model.propagation.col.numel():,} nonzeros"
+    )
+    return interleaved({"ours": our_step(model, data, 8)}, rounds)["ours"]
+
+
+def trainer_over_bare(sessions: Sessions, count: int) -> float:
+    """An epoch of `count` sessions through the trainer over a bare loop on the same model."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "phones"
+        target.mkdir()
+        header = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
+        for name, part in (
+            ("train", sessions[:count]),
+            ("valid", sessions[:200]),
+            ("test", sessions[:200]),
+        ):
+            rows = [f"{k}\t{' '.join(map(str, s[:-1]))}\t{s[-1]}\n" for k, s in enumerate(part)]
+            (target / f"phones.{name}.inter").write_text(header + "".join(rows))
+        (target / "phones.inter").write_text("session_id:token\titem_id:token\n")
+        keys = {
+            "data_path": folder,
+            "load_col": {"inter": ["session_id", "item_id_list", "item_id"]},
+            "USER_ID_FIELD": "session_id",
+            "ITEM_ID_FIELD": "item_id",
+            "alias_of_item_id": ["item_id_list"],
+            "benchmark_filename": ["train", "valid", "test"],
+            "MAX_ITEM_LIST_LENGTH": LENGTH,
+            "variant": "official",
+            "epochs": 1,
+        }
+        with numpy_names():
+            config = SessionConfig("DIMO", "phones", None, keys)
+            loaders = load_data(config)
+            model = build_model(config, loaders.train._dataset)
+        trainer = SessionTrainer(config, model)
+        rows = [trainer._trimmed(batch) for batch in loaders.train]
+        times: dict[str, list[float]] = {"trainer": [], "bare": []}
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+        for _ in range(3):
+            start = time.perf_counter()
+            trainer._train_epoch(loaders.train, 0)
+            times["trainer"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            model.train()
+            for batch in rows:
+                optimizer.zero_grad(set_to_none=True)
+                model.calculate_loss(batch).backward()
+                optimizer.step()
+            times["bare"].append(time.perf_counter() - start)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        say(f"epoch: trainer {medians['trainer']:.1f} s, bare {medians['bare']:.1f} s")
+        return medians["trainer"] / medians["bare"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--dense_rounds", type=int, default=3)
+    parser.add_argument("--epoch_sessions", type=int, default=5000)
+    parser.add_argument("--largest", type=int, default=1_000_000, help="0 leaves the 1M row out")
+    arguments = parser.parse_args()
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    sessions = read_sessions(arguments.sessions)
+    found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
+    found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
+    found["step_ms_100k"] = synthetic(100_000, 5)
+    if arguments.largest:
+        found["step_ms_1m"] = synthetic(arguments.largest, 3)
+    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
