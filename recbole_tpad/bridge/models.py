@@ -15,6 +15,9 @@ OUR_MODELS = {
     "CoOccurrence": "recbole_tpad.recommenders.cooccurrence",
     "DIMO": "recbole_tpad.recommenders.dimo",
     "Popularity": "recbole_tpad.recommenders.popularity",
+    "RepeatLast": "recbole_tpad.recommenders.repeatlast",
+    "SKNN": "recbole_tpad.recommenders.sknn",
+    "SPop": "recbole_tpad.recommenders.spop",
 }
 # RecBole's sequential models that need more than sessions, and what it is.
 _UNSUPPORTED = {

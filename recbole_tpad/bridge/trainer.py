@@ -42,7 +42,10 @@ TRIMMED = {
     "GRU4Rec",
     "NARM",
     "Popularity",
+    "RepeatLast",
     "SASRec",
+    "SKNN",
+    "SPop",
     "SRGNN",
     "STAMP",
 }

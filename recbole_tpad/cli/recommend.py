@@ -1,4 +1,4 @@
-"""Commands on recommenders: run, evaluate, report."""
+"""Commands on recommenders: run, explain, evaluate, report."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def add_commands(commands: Commands) -> None:
     run.add_argument("--item_embeddings", help="store name or path")
     run.add_argument("--config_files", help="YAML files, separated by spaces")
     run.add_argument("--saved", action="store_true", help="keep the best checkpoint")
+    explain = commands.add("explain", _explain, "Say why a saved DIMO run recommends what it does.")
+    explain.add_argument("checkpoint", type=Path, help="the .safetensors file of 'run --saved'")
+    explain.add_argument("--session", action="append", help="a test session's id; repeatable")
+    explain.add_argument("--sessions", type=int, default=3, help="or: how many of the first ones")
+    explain.add_argument("--top", type=int, default=5, help="recommendations a session")
+    explain.add_argument("--data_path", type=Path, help="where the data sets are now")
     evaluate = commands.add(
         "evaluate",
         _evaluate,
@@ -57,6 +63,23 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
     )
     if result.checkpoint:
         print(f"  checkpoint {result.checkpoint}")
+
+
+def _explain(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.evaluation.explain import explain_sessions
+
+    moved = {} if args.data_path is None else {"data_path": str(args.data_path)}
+    found = explain_sessions(
+        args.checkpoint, args.session or args.sessions, top=args.top, config_dict=moved
+    )
+    for session in found:
+        print(f"Session {session.session_id}: {' | '.join(session.context_titles)}")
+        for item in session.items:
+            hit = "  <- the item that followed" if item.item_id == session.target else ""
+            print(
+                f"  {item.rank}. {item.title}: {item.sentence} (score {item.score:.2f} = ID "
+                f"{item.id_share:.2f} + content {item.modality_share:.2f}){hit}"
+            )
 
 
 def _evaluate(args: argparse.Namespace, overrides: Overrides) -> None:

@@ -49,13 +49,18 @@ class Explanation:
     """Why an item is recommended.
 
     Attributes:
-        reason: ``bought together`` (ID view) or ``similar`` (modality view).
+        reason: ``bought together``: the ID view carries the score and `context_item` shares
+            training sessions with the item. ``connected``: the ID view carries it, but nothing in
+            the session ever shared one; `context_item` is the nearest by propagated ID rows.
+            ``similar``: the modality view carries it; `context_item` is the nearest by modality.
         context_item: RecBole id of the context item the reason refers to.
+        shared_sessions: how often training sessions hold both (position pairs).
         id_share, modality_share: the two summands of the item's logit.
     """
 
     reason: str
     context_item: int
+    shared_sessions: int
     id_share: float
     modality_share: float
 
@@ -309,7 +314,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
 
         The view with the larger summand of the logit decides. "Bought together" names the context
         item with the most shared training sessions, "similar" the context item nearest by
-        modality (assumption).
+        modality (assumption). Where the ID view decides without any shared session, saying
+        "bought together" would be untrue: the propagated ID rows carry it ("connected").
 
         Args:
             item_seq: right-padded context, (B, L).
@@ -323,19 +329,24 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             raise InputError("DIMO explains by comparing two views: give it item_embeddings.")
         table = self.tables()
         sessions, _ = self.session_vectors(table[item_seq], item_seq, lengths)
-        tables = table.chunk(2, dim=1)
-        shares = [(s * t[items]).sum(dim=1) for s, t in zip(sessions, tables, strict=True)]
+        views = table.chunk(2, dim=1)
+        shares = [(s * t[items]).sum(dim=1) for s, t in zip(sessions, views, strict=True)]
         found = []
         for b, item in enumerate(items.tolist()):
             context = item_seq[b, : int(lengths[b])]
+            met = np.asarray(self.counts[item, context.cpu().numpy()].todense()).ravel()
             id_share, modality_share = float(shares[0][b]), float(shares[1][b])
-            if id_share > modality_share:
-                met = np.asarray(self.counts[item, context.cpu().numpy()].todense()).ravel()
+            if id_share > modality_share and met.any():
                 best, reason = int(met.argmax()), "bought together"
             else:
-                near = functional.cosine_similarity(tables[1][context], tables[1][item][None])
-                best, reason = int(near.argmax()), "similar"
-            found.append(Explanation(reason, int(context[best]), id_share, modality_share))
+                view, reason = (
+                    (views[0], "connected") if id_share > modality_share else (views[1], "similar")
+                )
+                near = functional.cosine_similarity(view[context], view[item][None])
+                best = int(near.argmax())
+            found.append(
+                Explanation(reason, int(context[best]), int(met[best]), id_share, modality_share)
+            )
         return found
 
 

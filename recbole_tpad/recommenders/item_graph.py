@@ -67,6 +67,33 @@ def cooccurrence_counts(sessions: Iterable[Ids], n_items: int) -> sparse.csr_mat
     return total
 
 
+def following_counts(sessions: Iterable[Ids], n_items: int, max_order: int) -> sparse.csr_matrix:
+    """Count what follows what: Σ over orders o = 1 … max_order of 1/o · (j is o places after i).
+
+    Directed; an item followed by itself does not count.
+
+    Args:
+        sessions: item ids of each session in order, each session once.
+        n_items: N, including the padding id 0.
+        max_order: largest distance counted, at least 1.
+
+    Returns:
+        Shape (N, N), row i: what follows i.
+    """
+    listed = list(sessions)
+    flat = np.concatenate(listed) if listed else np.zeros(0, dtype=np.int64)
+    owner = np.repeat(np.arange(len(listed)), [len(s) for s in listed])
+    total = sparse.csr_matrix((n_items, n_items), dtype=np.float64)
+    for order in range(1, max_order + 1):
+        left, right = flat[:-order], flat[order:]
+        keep = (owner[:-order] == owner[order:]) & (left != right)
+        weight = np.full(int(keep.sum()), 1 / order)
+        total = total + sparse.csr_matrix(
+            (weight, (left[keep], right[keep])), shape=(n_items, n_items)
+        )
+    return total
+
+
 def propagation_step(counts: sparse.csr_matrix) -> Pattern:
     """Return I + A, A = F / (row sum + 1e-8): one step of DIMO's propagation X ← X + A X."""
     degree = np.asarray(counts.sum(axis=1)).ravel()

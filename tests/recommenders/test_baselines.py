@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tiny_data import planted_sessions
 
+from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.item_graph import never_together, top_partners
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
@@ -83,3 +85,139 @@ def test_strangers_in_a_dense_graph_are_the_whole_complement(shop: Path) -> None
     assert dense.sum() == 2
     assert dense[1, 2] == dense[2, 1] == 1
     assert top_partners(counts, 3).scipy().toarray()[3].nonzero()[0].tolist() == [1, 2, 4]
+
+
+def contexts_of(rows: Any) -> list[list[int]]:
+    pairs = zip(rows["item_id_list"].tolist(), rows["item_length"].tolist(), strict=True)
+    return [items[:length] for items, length in pairs]
+
+
+def every_test_row(loaders: Any) -> Any:
+    return loaders.test.collate_fn(np.arange(len(loaders.test._dataset)))[0]
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.6])
+def test_ordered_cooccurrence_equals_loops(build: Any, decay: float) -> None:
+    _, model, loaders = build("CoOccurrence", max_order=3, history_decay=decay)
+    _, sessions = training_sessions(loaders.train._dataset)
+    rows = every_test_row(loaders)
+    scores = model.full_sort_predict(rows)
+    for b, context in enumerate(contexts_of(rows)):
+        expected = np.zeros(model.n_items)
+        for steps, item in enumerate(reversed(context)):
+            for session in sessions:
+                for here, first in enumerate(session):
+                    for order in (1, 2, 3):
+                        if first == item and here + order < len(session):
+                            after = session[here + order]
+                            if after != item:
+                                expected[after] += decay**steps / order
+        np.testing.assert_allclose(scores[b].numpy(), expected, rtol=1e-6)
+
+
+def test_decay_reaches_the_kernel_too(build: Any) -> None:
+    keys = {"item_embeddings": "content", "kernel_temperature": 0.2, "history_decay": 0.5}
+    _, plain, _ = build("CoOccurrence", history_decay=0.5)
+    _, model, loaders = build("CoOccurrence", **keys)
+    rows = every_test_row(loaders)
+    kernel = model.full_sort_predict(rows) - plain.full_sort_predict(rows)
+    for b, context in enumerate(contexts_of(rows)):
+        expected = sum(
+            0.5**steps * ((model.unit @ model.unit[i] - 1) / 0.2).exp()
+            for steps, i in enumerate(reversed(context))
+        )
+        torch.testing.assert_close(kernel[b], expected, rtol=1e-4, atol=1e-5)
+
+
+WEIGHTS = {
+    "none": lambda place, length: 1.0,
+    "linear": lambda place, length: place / length,
+    "quadratic": lambda place, length: (place / length) ** 2,
+    "div": lambda place, length: 1 / (length - place + 1),
+    "log": lambda place, length: np.log10(1.7) / np.log10(length - place + 1.7),
+}
+
+
+def neighbours_by_hand(
+    sessions: list[list[int]], context: list[int], keys: dict[str, Any], n_items: int
+) -> np.ndarray:
+    """SKNN's scores, with loops over the training sessions."""
+    place = {item: position for position, item in enumerate(context, start=1)}  # the last one
+    weigh = WEIGHTS[keys.get("position_weighting", "none")]
+    vote = WEIGHTS[keys.get("vote_weighting", "none")]
+    candidates = [k for k, s in enumerate(sessions) if set(s) & set(context)]
+    compared = []
+    for k in candidates[-keys["sample_size"] :]:
+        shared = set(sessions[k]) & set(context)
+        overlap = sum(weigh(place[i], len(context)) for i in shared)
+        similarity = overlap / (len(set(context)) * len(set(sessions[k]))) ** 0.5
+        compared.append((similarity, k, vote(max(place[i] for i in shared), len(context))))
+    compared.sort(key=lambda found: (-round(found[0], 12), -found[1]))
+    scores = np.zeros(n_items)
+    for similarity, k, weight in compared[: keys["n_neighbours"]]:
+        for item in set(sessions[k]):
+            holding = sum(item in s for s in sessions)
+            idf = 1 + keys.get("idf_weight", 0) * np.log(len(sessions) / holding)
+            scores[item] += similarity * weight * idf
+    return scores
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"position_weighting": "linear", "vote_weighting": "linear", "idf_weight": 5},
+        {"position_weighting": "div", "vote_weighting": "quadratic"},
+        {"position_weighting": "log", "vote_weighting": "div", "idf_weight": 1},
+    ],
+    ids=["SKNN", "V-SKNN", "div", "log"],
+)
+def test_session_neighbours_equal_loops(build: Any, keys: dict[str, Any]) -> None:
+    keys = {"n_neighbours": 7, "sample_size": 15, **keys}
+    _, model, loaders = build("SKNN", **keys)
+    _, sessions = training_sessions(loaders.train._dataset)
+    rows = every_test_row(loaders)
+    scores = model.full_sort_predict(rows)
+    for b, context in enumerate(contexts_of(rows)):
+        expected = neighbours_by_hand([s.tolist() for s in sessions], context, keys, model.n_items)
+        np.testing.assert_allclose(scores[b].numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert scores.any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"n_neighbours": 0}, "n_neighbours"),
+        ({"n_neighbours": 50, "sample_size": 10}, "sample_size"),
+        ({"position_weighting": "linaer"}, "Did you mean 'linear'"),
+    ],
+)
+def test_bad_keys_of_session_neighbours(build: Any, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build("SKNN", **keys)
+
+
+def test_a_session_of_unknown_items_has_no_neighbours(build: Any) -> None:
+    _, model, loaders = build("SKNN")
+    rows = every_test_row(loaders)
+    cold = int(np.flatnonzero(loaders.train._dataset.field2id_token["item_id"] == "new")[0])
+    rows["item_id_list"][0] = 0
+    rows["item_id_list"][0, 0] = cold
+    rows["item_length"][0] = 1
+    assert not model.full_sort_predict(rows)[0].any()
+
+
+def test_session_popularity_and_repeat_last(build: Any) -> None:
+    _, spop, loaders = build("SPop")
+    _, repeat, _ = build("RepeatLast")
+    rows = every_test_row(loaders)
+    popularity = training_item_counts(loaders.train._dataset)
+    for b, context in enumerate(contexts_of(rows)):
+        inside = Counter(context)
+        expected = sorted(range(1, spop.n_items), key=lambda i: (-inside[i], -popularity[i], i))
+        found = spop.full_sort_predict(rows)[b].numpy()
+        assert sorted(range(1, spop.n_items), key=lambda i: (-found[i], i)) == expected
+        scores = repeat.full_sort_predict(rows)[b].numpy()
+        assert scores.argmax() == context[-1]
+        others = [i for i in range(1, spop.n_items) if i != context[-1]]
+        np.testing.assert_array_equal(scores[others], popularity[others])

@@ -244,8 +244,16 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
         total = explanation.id_share + explanation.modality_share
         assert total == pytest.approx(float(scores[b, targets[b]]))
         assert explanation.context_item in contexts[b]
-        larger = explanation.id_share > explanation.modality_share
-        assert explanation.reason == ("bought together" if larger else "similar")
+        met = {i: model.counts[targets[b], i] for i in contexts[b]}
+        assert explanation.shared_sessions == met[explanation.context_item]
+        if explanation.id_share <= explanation.modality_share:
+            assert explanation.reason == "similar"
+        elif any(met.values()):
+            assert explanation.reason == "bought together"
+            assert explanation.shared_sessions == max(met.values()) > 0
+        else:
+            assert explanation.reason == "connected"
+    assert {e.reason for e in found} >= {"similar", "bought together"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Explanations of a saved DIMO run, against its own scores and the training sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_catalogue import write_catalogue
+
+from recbole_tpad.bridge.runner import load_run, run
+from recbole_tpad.cli import main
+from recbole_tpad.data import DatasetFolder
+from recbole_tpad.errors import InputError
+from recbole_tpad.evaluation.explain import explain_sessions
+from recbole_tpad.generators.embed import embed
+
+KEYS: dict[str, Any] = {"embedding_size": 16, "n_heads": 2, "n_layers": 1, "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetFolder, str]:
+    root = tmp_path_factory.mktemp("explained")
+    folder = write_catalogue(root / "dataset")
+    embed(folder.path.parent, folder.name, "random")
+    keys = {
+        **KEYS,
+        "dataset": folder.name,
+        "data_path": str(folder.path.parent),
+        "checkpoint_dir": str(root / "saved"),
+        "model": "DIMO",
+    }
+    result = run({**keys, "item_embeddings": "random"}, saved=True)
+    return folder, str(result.checkpoint)
+
+
+def test_shares_sum_to_the_models_scores_and_reasons_are_true(
+    saved: tuple[DatasetFolder, str],
+) -> None:
+    folder, checkpoint = saved
+    titles = {item.item_id: item.title for item in folder.items}
+    sessions = dict(folder.sessions("test"))
+    training = [items for _, items in folder.train_sessions()]
+    found = explain_sessions(checkpoint, 5, top=4)
+    _, model, loaders = load_run(checkpoint)
+    test = loaders.test._dataset
+    batch = loaders.test.collate_fn(np.arange(5))[0]
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+    ids = [str(t) for t in test.field2id_token[test.iid_field]]
+    for row, session in enumerate(found):
+        assert [*session.context, session.target] == sessions[session.session_id]
+        assert session.context_titles == tuple(titles[i] for i in session.context)
+        best = scores[row].topk(4)
+        assert [i.item_id for i in session.items] == [ids[k] for k in best.indices]
+        for item, score in zip(session.items, best.values.tolist(), strict=True):
+            assert item.id_share + item.modality_share == pytest.approx(score, abs=1e-4)
+            assert item.score == pytest.approx(score, abs=1e-4)
+            assert item.context_item in session.context
+            assert titles[item.context_item] in item.sentence
+            together = sum(
+                (a, b) == (item.item_id, item.context_item)
+                for s in training
+                for x, a in enumerate(s)
+                for y, b in enumerate(s)
+                if x != y and a != b
+            )
+            assert item.shared_sessions == together
+            if item.reason == "bought together":
+                assert together > 0
+
+
+def test_sessions_can_be_named(saved: tuple[DatasetFolder, str]) -> None:
+    folder, checkpoint = saved
+    names = [name for name, _ in folder.sessions("test")]
+    found = explain_sessions(checkpoint, [names[2], names[0]], top=1)
+    assert [s.session_id for s in found] == [names[2], names[0]]
+    with pytest.raises(InputError, match="No session 'nobody'"):
+        explain_sessions(checkpoint, ["nobody"])
+
+
+def test_the_command_prints_titles(
+    saved: tuple[DatasetFolder, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, checkpoint = saved
+    assert main(["explain", checkpoint, "--sessions", "1", "--top", "2"]) == 0
+    said = capsys.readouterr().out
+    name, items = next(iter(folder.sessions("test")))
+    titles = {item.item_id: item.title for item in folder.items}
+    assert said.startswith(f"Session {name}: {' | '.join(titles[i] for i in items[:-1])}")
+    assert said.count("score ") == 2
+
+
+def test_other_models_are_refused(saved: tuple[DatasetFolder, str], tmp_path: Path) -> None:
+    folder, _ = saved
+    keys = {"model": "SPop", "dataset": folder.name, "data_path": str(folder.path.parent)}
+    result = run({**keys, "checkpoint_dir": str(tmp_path)}, saved=True)
+    with pytest.raises(InputError, match="is a run of SPop"):
+        explain_sessions(str(result.checkpoint))
