@@ -11,7 +11,7 @@ from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import read_preset, read_yaml
 
 # Models with nothing that an embedding could feed: only the pair with "none" is run.
-WITHOUT_EMBEDDINGS = frozenset({"Popularity"})
+WITHOUT_EMBEDDINGS = frozenset({"Popularity", "RepeatLast", "SKNN", "SPop"})
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
 
