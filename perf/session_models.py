@@ -1,0 +1,175 @@
+"""Which session recommender beats plain co-occurrence: the same small search for each.
+
+Runs on data set folders of sessions of ids (``recbole-tpad convert session-ids``), without item
+embeddings. Every model gets the same number of settings; validation NDCG@10 chooses; the
+chosen setting of the best three trained models runs with three seeds. Finished runs are kept in
+the output file, so an interrupted study goes on where it stopped.
+
+    python perf/session_models.py --data_path dataset --datasets cellphones grocery \\
+        --output study.jsonl
+
+Last line: JSON with, per data set and model, the chosen setting, test metrics, seeds and minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recbole_tpad.bridge.runner import run
+from recbole_tpad.errors import InputError
+from recbole_tpad.files import write_json
+
+SIZE = 100
+COMMON: dict[str, Any] = {
+    "epochs": 40,
+    "stopping_step": 4,
+    "train_batch_size": 512,
+    "eval_batch_size": 2048,
+    "show_progress": False,
+}
+TRAINED: dict[str, dict[str, list[Any]]] = {
+    "DIMO": {"learning_rate": [0.001, 0.003], "n_layers": [1, 4]},
+    "SASRec": {"learning_rate": [0.001, 0.003], "dropout": [0.2, 0.5]},
+    "GRU4Rec": {"learning_rate": [0.001, 0.003], "dropout_prob": [0.2, 0.5]},
+    "NARM": {"learning_rate": [0.001, 0.003], "dropout_probs": [[0.25, 0.5], [0.1, 0.2]]},
+    "STAMP": {"learning_rate": [0.001, 0.003], "embedding_size": [64, SIZE]},
+    "SRGNN": {"learning_rate": [0.001, 0.003], "step": [1, 2]},
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "DIMO": {"embedding_size": SIZE},
+    "SASRec": {"hidden_size": SIZE, "inner_size": 2 * SIZE, "n_layers": 2, "n_heads": 2},
+    "GRU4Rec": {"embedding_size": SIZE, "hidden_size": SIZE, "num_layers": 1},
+    "NARM": {"embedding_size": SIZE, "hidden_size": SIZE, "n_layers": 1},
+    "STAMP": {},
+    "SRGNN": {"embedding_size": SIZE},
+}
+COUNTED: dict[str, dict[str, list[Any]]] = {
+    "CoOccurrence": {"max_order": [0, 3], "history_decay": [1.0, 0.8]},
+    "SKNN": {
+        "n_neighbours": [100, 500],
+        "weights": [("none", 0.0), ("linear", 5.0)],
+    },
+    "SPop": {},
+    "RepeatLast": {},
+    "Popularity": {},
+}
+
+
+def settings(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of a grid."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def keys_of(model: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """Translate a setting into RecBole's keys."""
+    found = {**SIZES.get(model, {}), **setting}
+    if "dropout" in found:
+        value = found.pop("dropout")
+        found.update(hidden_dropout_prob=value, attn_dropout_prob=value)
+    if "weights" in found:
+        kind, idf = found.pop("weights")
+        found.update(position_weighting=kind, vote_weighting=kind, idf_weight=idf)
+        found["sample_size"] = 5 * found["n_neighbours"]
+    return found
+
+
+class Study:
+    """Runs, kept in a JSON-lines file under what determines them."""
+
+    def __init__(self, output: Path, data_path: Path, overrides: dict[str, Any]) -> None:
+        self.output, self.data_path, self.overrides = output, data_path, overrides
+        lines = output.read_text().splitlines() if output.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        self.rows = {row["key"]: row for row in rows}
+
+    def run(self, dataset: str, model: str, setting: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Return a run's row, from the file if it is there."""
+        keys = {**COMMON, **self.overrides, **keys_of(model, setting), "seed": seed}
+        if model in COUNTED:
+            keys["epochs"] = 1
+        key = json.dumps([dataset, model, keys], sort_keys=True)
+        if key not in self.rows:
+            config = {"model": model, "dataset": dataset, "data_path": str(self.data_path), **keys}
+            result = run(config)
+            self.rows[key] = {
+                "key": key,
+                "dataset": dataset,
+                "model": model,
+                "setting": setting,
+                "seed": seed,
+                "valid": result.valid,
+                "test": result.metrics,
+                "seconds": result.seconds,
+                "epochs": result.epochs,
+                "best_epoch": result.best_epoch,
+                "loss": result.loss,
+            }
+            with self.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.rows[key]) + "\n")
+        row = self.rows[key]
+        print(
+            f"{dataset} {model} {setting} seed {seed}: valid NDCG@10 "
+            f"{row['valid']['NDCG@10']:.4f}, {row['epochs']} epochs, {row['seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        return row
+
+
+def study(found: Study, dataset: str, models: list[str]) -> dict[str, Any]:
+    """Search, choose on validation, repeat the best three trained models with more seeds."""
+    chosen: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = defaultdict(float)
+    for model in models:
+        rows = [found.run(dataset, model, s, 1) for s in settings({**TRAINED, **COUNTED}[model])]
+        chosen[model] = max(rows, key=lambda row: row["valid"]["NDCG@10"])
+        seconds[model] = sum(row["seconds"] for row in rows)
+    trained = [m for m in models if m in TRAINED]
+    best = sorted(trained, key=lambda m: -chosen[m]["valid"]["NDCG@10"])[:3]
+    table = {}
+    for model, row in chosen.items():
+        rows = [row]
+        if model in best:
+            rows += [found.run(dataset, model, row["setting"], seed) for seed in (2, 3)]
+        tests = {name: [r["test"][name] for r in rows] for name in row["test"]}
+        table[model] = {
+            "setting": row["setting"],
+            "loss": row["loss"],
+            "seeds": len(rows),
+            "test": {name: round(statistics.mean(v), 4) for name, v in tests.items()},
+            "sd": {name: round(statistics.stdev(v), 4) for name, v in tests.items()}
+            if len(rows) > 1
+            else None,
+            "minutes_of_search": round(seconds[model] / 60, 1),
+        }
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--datasets", nargs="+", required=True)
+    parser.add_argument("--models", nargs="+", default=[*COUNTED, *TRAINED])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=COMMON["epochs"])
+    arguments = parser.parse_args()
+    unknown = set(arguments.models) - {*COUNTED, *TRAINED}
+    if unknown:
+        raise InputError(f"Unknown models: {', '.join(sorted(unknown))}.")
+    found = Study(arguments.output, arguments.data_path, {"epochs": arguments.epochs})
+    tables = {name: study(found, name, arguments.models) for name in arguments.datasets}
+    write_json(arguments.output.with_suffix(".table.json"), tables)
+    print(json.dumps(tables))
+
+
+if __name__ == "__main__":
+    main()
