@@ -1,6 +1,6 @@
 """Time of a DIMO training step: against the public code's dense arithmetic and against a floor.
 
-Reads the Cellphones sessions (RecBole benchmark files with ids) and makes synthetic catalogues of
+Reads the Cellphones sessions (RecBole benchmark files with ids) and grows them to catalogues of
 100k and 1M items. Batch 50, d = 100, two views, four propagation steps, CPU. Last line: JSON with
 
 - speedup_vs_dense: a dense step (adjacency rebuilt and densified for each of the eight products,
@@ -8,7 +8,7 @@ Reads the Cellphones sessions (RecBole benchmark files with ids) and makes synth
 - ratio_to_floor: ours over the least this arithmetic needs with these kernels, measured beside it:
   one sparse product a layer each way, the logit product and its two gradients, L_co as one sparse
   product and sampled dot products with their gradients, Adam as one fused pass;
-- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_1m: the process's peak after the last;
+- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it;
 - trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
 
     python perf/dimo.py --sessions DIR/cellphones.train.inter
@@ -70,12 +70,17 @@ def read_sessions(path: Path) -> Sessions:
     return [[*map(int, context.split()), int(target)] for _, context, target in rows]
 
 
-def made_sessions(n_items: int, n_sessions: int, rng: np.random.Generator) -> Sessions:
-    """Popularity-skewed sessions of the Cellphones set's mean length over `n_items` items."""
-    lengths = np.minimum(2 + rng.geometric(0.45, n_sessions), LENGTH + 1)
-    ids = 1 + (rng.pareto(1.2, int(lengths.sum())) * n_items / 20).astype(np.int64) % n_items
-    ids = rng.permutation(n_items + 1)[1:][ids - 1] if n_items < 2 else ids
-    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+def grown(sessions: Sessions, copies: int, rng: np.random.Generator) -> Sessions:
+    """Return `copies` times the sessions over `copies` times the items, equally dense.
+
+    Every session is repeated with each of its items replaced by one of that item's copies, so
+    lengths and popularity keep their distribution and the catalogue does not fall apart.
+    """
+    found = []
+    for session in sessions:
+        which = rng.integers(copies, size=(copies, len(session)))
+        found += ((np.array(session) - 1) * copies + which + 1).tolist()
+    return found
 
 
 def data_set(sessions: Sessions, n_items: int) -> Any:
@@ -316,16 +321,23 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
     }
 
 
-def synthetic(n_items: int, rounds: int) -> float:
-    rng = np.random.default_rng(0)
-    data = data_set(made_sessions(n_items, 4 * n_items, rng), n_items)
+def synthetic(sessions: Sessions, copies: int, rounds: int) -> float:
+    made = grown(sessions, copies, np.random.default_rng(0))
+    n_items = copies * max(map(max, sessions))
+    data = data_set(made, n_items)
     start = time.perf_counter()
     model = make_model(data)
     say(
         f"{n_items:,} items: model built in {time.perf_counter() - start:.0f} s, "
         f"{model.propagation.col.numel():,} nonzeros"
     )
-    return interleaved({"ours": our_step(model, data, 8)}, rounds)["ours"]
+    found = interleaved({"ours": our_step(model, data, 8)}, rounds)["ours"]
+    say(f"{n_items:,} items: {found:.0f} ms a step, peak {peak_mb():.0f} MB")
+    return found
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def trainer_over_bare(sessions: Sessions, count: int) -> float:
@@ -383,16 +395,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--dense_rounds", type=int, default=3)
     parser.add_argument("--epoch_sessions", type=int, default=5000)
-    parser.add_argument("--largest", type=int, default=1_000_000, help="0 leaves the 1M row out")
+    parser.add_argument("--copies", type=int, nargs="*", default=[10, 98], help="of the items")
     arguments = parser.parse_args()
     say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     sessions = read_sessions(arguments.sessions)
     found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
     found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
-    found["step_ms_100k"] = synthetic(100_000, 5)
-    if arguments.largest:
-        found["step_ms_1m"] = synthetic(arguments.largest, 3)
-    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    for copies, name in zip(arguments.copies, ("100k", "1m"), strict=False):
+        found[f"step_ms_{name}"] = synthetic(sessions, copies, 5)
+        found[f"peak_mb_{name}"] = peak_mb()
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

@@ -163,6 +163,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     def _build_graph(self, config: Any, dataset: Any, n_partners: int) -> None:
         _, sessions = training_sessions(dataset)
         counts = cooccurrence_counts(sessions, self.n_items)
+        if not counts.nnz:
+            raise InputError(
+                "DIMO has no co-occurrence graph: no training session holds two different items. "
+                "Use a data set with longer sessions, or another model."
+            )
         partners = top_partners(counts, n_partners)
         rng = np.random.default_rng(int(config["seed"]))
         strangers = never_together(counts, int(config["n_strangers"]), rng)

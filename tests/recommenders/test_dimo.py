@@ -268,3 +268,14 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
 def test_bad_keys_are_refused(build: Any, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build("DIMO", **{**SMALL, **keys})
+
+
+def test_sessions_that_only_repeat_themselves_make_no_graph(tmp_path: Path) -> None:
+    train, valid, test = planted_sessions()
+    alone = [(name, [items[0]] * 3) for name, items in train]
+    write_data_set(tmp_path, "shop", alone, valid, test)
+    with numpy_names():
+        config = SessionConfig("DIMO", "shop", None, {"data_path": str(tmp_path), **SMALL})
+        loaders = load_data(config)
+        with pytest.raises(InputError, match="no training session holds two different items"):
+            build_model(config, loaders.train._dataset)
