@@ -123,11 +123,44 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """The difference between two groups on the same test rows.
+
+    Attributes:
+        kind: ``best baseline`` (best without embeddings, chosen on validation) or ``without
+            embeddings`` (the same model).
+        targets: ``all``, or ``rare and unseen`` (fewer than five training interactions).
+        against: (model, item embeddings) of the other side.
+        low, high: 95% interval of a paired bootstrap; p_holm: p-value after Holm's correction.
+        seeds: the smaller number of seeds of both sides; with 1, only sessions were drawn.
+    """
+
+    kind: str
+    targets: str
+    metric: str
+    model: str
+    item_embeddings: str | None
+    against: tuple[str, str | None]
+    difference: float
+    low: float
+    high: float
+    p_holm: float
+    seeds: int
+    sessions: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes no difference and the corrected p-value is below .05."""
+        return (self.low > 0 or self.high < 0) and self.p_holm < 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """A results file; `rows` includes failed runs, `content` is the JSON as read."""
 
     path: Path
     rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
     content: Mapping[str, Any]
 
     @property
@@ -202,7 +235,9 @@ def read_results(path: str | Path) -> Results:
         reader.text(command, f"commands[{index}]")
     listed = reader.sequence(reader.get(top, "rows", ""), "rows")
     rows = tuple(_row(reader, item, f"rows[{i}]") for i, item in enumerate(listed))
-    return Results(path, rows, top)
+    compared = reader.sequence(top.get("comparisons") or [], "comparisons")
+    comparisons = tuple(_comparison(reader, c, f"comparisons[{i}]") for i, c in enumerate(compared))
+    return Results(path, rows, comparisons, top)
 
 
 class _Reader:
@@ -291,4 +326,41 @@ def _row(reader: _Reader, value: Any, key: str) -> Row:
         best_epoch=None if best_epoch is None else int(best_epoch),
         curve=[reader.mapping(point, f"{prefix}curve[{i}]") for i, point in enumerate(curve)],
         error=None if error is None else reader.text(error, prefix + "error"),
+    )
+
+
+def _comparison(reader: _Reader, value: Any, key: str) -> Comparison:
+    entry, prefix = reader.mapping(value, key), f"{key}."
+
+    def get(name: str) -> Any:
+        return reader.get(entry, name, prefix)
+
+    def pair(found: Mapping[str, Any], where: str) -> tuple[str, str | None]:
+        store = reader.get(found, "item_embeddings", where)
+        return (
+            reader.text(reader.get(found, "model", where), where + "model"),
+            None if store is None else reader.text(store, where + "item_embeddings"),
+        )
+
+    model, store = pair(entry, prefix)
+    numbers = {
+        name: reader.number(get(name), prefix + name)
+        for name in ("difference", "low", "high", "p_holm", "sessions")
+    }
+    seeds = [
+        reader.number(n, f"{prefix}seeds") for n in reader.sequence(get("seeds"), f"{prefix}seeds")
+    ]
+    return Comparison(
+        kind=reader.text(get("kind"), prefix + "kind"),
+        targets=reader.text(get("targets"), prefix + "targets"),
+        metric=reader.text(get("metric"), prefix + "metric"),
+        model=model,
+        item_embeddings=store,
+        against=pair(reader.mapping(get("against"), prefix + "against"), f"{prefix}against."),
+        difference=numbers["difference"],
+        low=numbers["low"],
+        high=numbers["high"],
+        p_holm=numbers["p_holm"],
+        seeds=int(min(seeds, default=0)),
+        sessions=int(numbers["sessions"]),
     )

@@ -16,12 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 import recbole_tpad
 from recbole_tpad.bridge.models import known_models
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.evaluation.collect import generator_entry
 from recbole_tpad.evaluation.pool import Job, Runner, run_jobs
+from recbole_tpad.evaluation.statistics import Group, comparisons
 from recbole_tpad.evaluation.suite import RunSpec, Suite, expand, read_suite
 from recbole_tpad.evaluation.table import markdown_table
 from recbole_tpad.files import atomic_path, sha256_file, sha256_json, write_json
@@ -33,6 +37,8 @@ from recbole_tpad.store import ItemEmbeddings, open_store
 PROTOCOL: dict[str, Any] = {"mask_history": False, "valid_metric": "NDCG@10", "topk": [5, 10]}
 # The sources whose change can change a run's result.
 CODE = ("recommenders", "bridge", "data", "store")
+# Training interactions of a target that is neither rare nor unseen (the slices of a run).
+COLD_BELOW = 5
 ROW_KEYS = (
     "metrics",
     "valid",
@@ -118,6 +124,7 @@ def evaluate(
         "rows": [
             _row(spec, labels, outcome) for spec, outcome in zip(specs, outcomes, strict=True)
         ],
+        "comparisons": _comparisons(specs, labels, outcomes),
         "generators": {
             labels[name]: generator_entry(store, folder.items, cache)
             for name, store in stores.items()
@@ -294,6 +301,32 @@ def _row(spec: RunSpec, labels: Mapping[str, str], outcome: Mapping[str, Any]) -
     if row["error"] is not None:
         row["metrics"] = None
     return row
+
+
+def _comparisons(
+    specs: Sequence[RunSpec],
+    labels: Mapping[str, str],
+    outcomes: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Differences with intervals, over all test rows and over rare and unseen targets."""
+    ranks: dict[Group, list[npt.NDArray[np.int64]]] = {}
+    valid: dict[Group, list[float]] = {}
+    counts = np.zeros(0, dtype=np.int64)
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        if outcome.get("error") is not None or not outcome.get("ranks"):
+            continue
+        group = (spec.model, labels[spec.item_embeddings] if spec.item_embeddings else None)
+        ranks.setdefault(group, []).append(np.array(outcome["ranks"]))
+        valid.setdefault(group, []).append(float((outcome.get("valid") or {})["NDCG@10"]))
+        counts = np.array(outcome["target_counts"])
+    chosen = {group: statistics.fmean(values) for group, values in valid.items()}
+    parts = {"all": np.ones(len(counts), dtype=bool), "rare and unseen": counts < COLD_BELOW}
+    return [
+        {"targets": name, **entry}
+        for name, mask in parts.items()
+        if mask.any()
+        for entry in comparisons({g: [r[mask] for r in rows] for g, rows in ranks.items()}, chosen)
+    ]
 
 
 def _finite(value: Any) -> Any:

@@ -123,8 +123,14 @@ def _end_with_parent() -> None:
 
 
 def _as_mapping(result: Any) -> dict[str, Any]:
-    """A run's row: of the bridge's result, or of a mapping that is one already."""
-    row = result.to_row() if hasattr(result, "to_row") else result
+    """A run's row: of the bridge's result, or of a mapping that is one already.
+
+    With the rank and the training frequency of each test row's target, for comparing runs.
+    """
+    row = result
+    if hasattr(result, "to_row"):
+        of_rows = {name: getattr(result, name).tolist() for name in ("ranks", "target_counts")}
+        row = {**result.to_row(), **of_rows}
     if not isinstance(row, Mapping):
         raise TypeError(f"The runner returned a {type(result).__name__}, not a result.")
     return dict(row)

@@ -18,6 +18,9 @@ HEADER = (
 )
 
 
+COMPARED = ("Model", "Item embeddings", "Against", "NDCG@10", "95% interval", "p (Holm)")
+
+
 def plain_table(results: Results | str | Path) -> str:
     """Return the table with aligned columns, for a terminal.
 
@@ -46,6 +49,10 @@ def markdown_table(results: Results | str | Path) -> str:
     """
     lines = [_markdown_row(list(HEADER)), _markdown_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2))]
     lines += [_markdown_row(row) for row in _cells(results)]
+    for title, rows in _comparisons(_load(results)):
+        lines += ["", title, "", _markdown_row(list(COMPARED))]
+        lines.append(_markdown_row(["---"] * 3 + ["---:"] * (len(COMPARED) - 3)))
+        lines += [_markdown_row(row) for row in rows]
     failures = _failures(results)
     return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
 
@@ -72,6 +79,31 @@ def _group_cells(group: Group) -> list[str]:
         _text(group.seconds(), 1),
         _text(group.peak_mb(), 0),
     ]
+
+
+def _comparisons(results: Results) -> list[tuple[str, list[list[str]]]]:
+    """Tables of differences in NDCG@10: (what is compared on which targets, rows)."""
+    found: dict[str, list[list[str]]] = {}
+    for entry in results.comparisons:
+        if entry.metric != "NDCG@10":
+            continue
+        other = (
+            "the best model without embeddings (chosen on validation)"
+            if entry.kind == "best baseline"
+            else "the same model without embeddings"
+        )
+        drawn = "sessions and seeds" if entry.seeds > 1 else "sessions only (one seed)"
+        title = f"Difference to {other}, {entry.targets} targets; paired bootstrap over {drawn}:"
+        row = [
+            entry.model,
+            entry.item_embeddings or "none",
+            entry.against[0],
+            f"{entry.difference:+.4f}",
+            f"{entry.low:+.4f} to {entry.high:+.4f}",
+            f"{entry.p_holm:.3f}",
+        ]
+        found.setdefault(title, []).append(row)
+    return list(found.items())
 
 
 def _text(value: Spread | None, digits: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recbole_tpad.files import atomic_path
+from recbole_tpad.report.comparisons import comparisons_section
 from recbole_tpad.report.finding import find
 from recbole_tpad.report.generators import generators_section
 from recbole_tpad.report.markup import Html, join, tag
@@ -72,6 +73,7 @@ def render(results: Results) -> str:
     sections = [
         results_section(results, groups, colours) if groups else None,
         slices_section(groups, colours) if any(r.slices for g in groups for r in g.rows) else None,
+        comparisons_section(results),
         curves_section(results, groups, colours),
         generators_section(results.content["generators"]),
         cost_section(results, groups) if groups else None,

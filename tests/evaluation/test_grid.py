@@ -213,7 +213,15 @@ def test_tables(folder: DatasetFolder) -> None:
     # HR@10 of rare (3 rows, .3) and unseen (1 row, .1) targets together: 1.0 / 4.
     assert "0.2500 ± 0.0000" in plain[2]
     assert "0.1150 ± 0.0071" in plain[2]
-    assert markdown_table(read_results(path)).count("\n") == 5
+    first, *compared = markdown_table(read_results(path)).split("\n\nDifference to ")
+    assert first.count("\n") == 4
+    # Against the best baseline and against the same model, on all and on rare and unseen targets.
+    assert len(compared) == 4
+    content = json.loads(path.read_text())
+    entry = next(c for c in content["comparisons"] if c["kind"] == "without embeddings")
+    assert entry["seeds"] == [2, 2]
+    assert f"{entry['difference']:+.4f} | {entry['low']:+.4f} to" in "".join(compared)
+    assert {c["sessions"] for c in content["comparisons"]} == {34, 4}
 
 
 def test_the_generator_s_own_account_is_taken_over(folder: DatasetFolder) -> None:

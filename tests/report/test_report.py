@@ -279,3 +279,34 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_separable(before: Spread, after: Spread, expected: bool) -> None:
     assert after.separable_from(before) is expected
     assert before.separable_from(after) is expected
+
+
+def test_differences_are_shown_with_their_certainty(content: dict[str, Any], save: Save) -> None:
+    entry = {
+        "kind": "without embeddings",
+        "targets": "all",
+        "metric": "NDCG@10",
+        "model": "SASRec",
+        "item_embeddings": "tpad",
+        "against": {"model": "SASRec", "item_embeddings": None},
+        "difference": 0.0123,
+        "low": 0.004,
+        "high": 0.02,
+        "p": 0.001,
+        "p_holm": 0.002,
+        "seeds": [3, 3],
+        "sessions": 874,
+    }
+    unsure = {**entry, "model": "GRU4Rec", "difference": -0.0071, "low": -0.02, "p_holm": 0.4}
+    path = save({**content, "comparisons": [entry, unsure]})
+    page = write_report(path).read_text()
+    assert "Against the same model without embeddings: all targets, 874 sessions" in page
+    assert '<span class="change good">+0.0123</span>' in page
+    assert "<span>-0.0071</span>" in page
+    assert "+0.0040 to +0.0200" in page
+    assert "rows have a single seed" not in page
+    path = save({**content, "comparisons": [{**entry, "seeds": [1, 3]}]})
+    assert "rows have a single seed" in write_report(path).read_text()
+    path = save({**content, "comparisons": [{**entry, "low": None}]})
+    with pytest.raises(InputError, match=r"comparisons\[0\]\.low"):
+        write_report(path)
