@@ -14,7 +14,7 @@ import recbole_tpad
 from recbole_tpad.cli import build_parser, main
 from recbole_tpad.store import open_store
 
-COMMANDS = ["convert", "images", "keywords", "embed", "run", "evaluate", "report", "demo"]
+COMMANDS = ["convert", "images", "keywords", "embed", "run", "exec", "evaluate", "report", "demo"]
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ class SessionConfig(Config):  # type: ignore[misc]
         internal.update(ours)
         external: dict[str, Any] = self.external_config_dict
         folder = Path(str(external.get("data_path", internal["data_path"]))) / dataset
-        internal.update(_folder_settings(folder))
+        internal.update(folder_settings(folder))
         loss = external.get("loss_type", internal.get("loss_type"))
         if loss == "CE" and "train_neg_sample_args" not in external:
             internal["train_neg_sample_args"] = None
@@ -156,7 +156,7 @@ class SessionConfig(Config):  # type: ignore[misc]
         return found
 
 
-def _folder_settings(folder: Path) -> dict[str, Any]:
+def folder_settings(folder: Path) -> dict[str, Any]:
     """Return RecBole's keys for a data set folder, read from its ``split.json``."""
     name = folder.name
     split_file = folder / "split.json"

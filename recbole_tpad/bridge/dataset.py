@@ -58,7 +58,12 @@ class Loaders(NamedTuple):
 
 
 def load_data(config: Any) -> Loaders:
-    """Read the data set of a `SessionConfig` and build RecBole's loaders.
+    """Read the data set of a `SessionConfig` and build RecBole's loaders; see `read_data`."""
+    return read_data(config)[1]
+
+
+def read_data(config: Any) -> tuple[SessionDataset, Loaders]:
+    """Read the data set of a `SessionConfig`; return it whole, and RecBole's loaders.
 
     Raises:
         InputError: an empty part, lists longer than MAX_ITEM_LIST_LENGTH, or a training part that
@@ -94,7 +99,7 @@ def load_data(config: Any) -> Loaders:
         )
         for name, part, sampler in zip(names, parts, samplers, strict=True)
     ]
-    return Loaders(*loaders)
+    return dataset, Loaders(*loaders)
 
 
 def _widen(parts: list[Any], field: str, width: int) -> None:

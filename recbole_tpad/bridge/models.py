@@ -74,3 +74,13 @@ def model_class(name: str) -> Any:
     finally:
         torch.autograd.set_detect_anomaly(*anomaly)
     return getattr(module, name)
+
+
+def build_model(config: Any, train: Any) -> Any:
+    """Build the configured model on RecBole's training data set, with its item embeddings."""
+    from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
+
+    model = config.model_class(config, train).to(config["device"])
+    if not getattr(config.model_class, "takes_item_embeddings", False):
+        attach_item_embeddings(model, config, train)
+    return model
