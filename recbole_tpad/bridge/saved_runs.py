@@ -91,7 +91,7 @@ def _load(path: Path, overrides: dict[str, Any], trusted: bool) -> _SavedRun:
         name = str(state["config"]["model"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path.with_suffix('.json')} is damaged ({error!r}).") from error
-    check_origin({"model": str(content["model"])}, name, None, str(path))
+    check_origin({"model": name}, str(content["model"]), None, str(path))
     recboles_own = bool(state.get("recboles_own"))
     with registered() if recboles_own else numpy_names():
         if recboles_own:
@@ -155,6 +155,7 @@ def _load_pickled(path: Path, overrides: dict[str, Any], trusted: bool) -> _Save
         except (
             pickle.UnpicklingError,
             EOFError,
+            OSError,
             RuntimeError,
             AttributeError,
             ImportError,

@@ -295,6 +295,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         """Remove the state kept for resuming; to be called once the run's result is safe."""
         if self._state_file is not None:
             self._state_file.unlink(missing_ok=True)
+            # Half-written ones of killed runs.
+            for file in self._state_file.parent.glob(f".{self._state_file.name}.*.tmp"):
+                file.unlink(missing_ok=True)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Put a saved checkpoint's parameters into the model (RecBole's name for it).
