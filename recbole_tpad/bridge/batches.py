@@ -13,16 +13,23 @@ _POOL = 50  # batches
 
 # Models whose scores do not change when padding to the right is cut off.
 TRIMMED = {
+    "BERT4Rec",
     "CORE",
     "CoOccurrence",
     "DIMO",
+    "FDSA",
+    "FPMC",
     "GCSAN",
     "GRU4Rec",
+    "GRU4RecF",
+    "HRM",
     "NARM",
     "Popularity",
     "SASRec",
+    "SASRecF",
     "SRGNN",
     "STAMP",
+    "TransRec",
 }
 
 

@@ -44,6 +44,7 @@ ROW_KEYS = (
     "epochs",
     "best_epoch",
     "curve",
+    "mask_history",
 )
 
 

@@ -180,7 +180,7 @@ duration = time.monotonic() - start
 kills = 0
 while True:
     child = whole({**keys, "resume": True, "checkpoint_seconds": 0.0}, "resumed.json")
-    if kills < 8:
+    if kills < 4:
         time.sleep(chance.uniform(0.05, 0.6) * duration)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -197,8 +197,8 @@ print(json.dumps({"kills": kills, "left": [f for f in os.listdir("saved") if "re
 @pytest.mark.parametrize("model", ["SASRec", "DIMO"])
 def test_killed_processes(shop: Path, tmp_path: Path, model: str) -> None:
     """SIGKILL at random moments; parameters, ranks and curve equal to the last bit."""
-    keys = {"model": model, "dataset": "shop", "data_path": "dataset", "epochs": 12}
-    keys |= {"train_batch_size": 16, **(SMALL if model == "DIMO" else {})}
+    keys = {"model": model, "dataset": "shop", "data_path": "dataset", "epochs": 6}
+    keys |= {"train_batch_size": 24, **(SMALL if model == "DIMO" else {})}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(keys), "5"],
         cwd=tmp_path,
@@ -210,7 +210,7 @@ def test_killed_processes(shop: Path, tmp_path: Path, model: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.strip().splitlines()[-1])
-    assert said["kills"] >= 3
+    assert said["kills"] >= 2
     assert said["left"] == []
     whole, resumed = (
         json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "resumed")
