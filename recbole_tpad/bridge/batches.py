@@ -40,7 +40,7 @@ def list_field(config: Any) -> str:
 
 def trimmed(config: Any, interaction: Any) -> Any:
     """Cut off the padding that all rows of a batch share, for the models of `TRIMMED`."""
-    if config["model"] not in TRIMMED:
+    if config["model"] not in TRIMMED or config["trim_padding"] is False:
         return interaction
     longest = int(interaction[config["ITEM_LIST_LENGTH_FIELD"]].max())
     field = list_field(config)

@@ -31,6 +31,7 @@ from recbole_tpad.bridge.ranking import (
     recbole_metrics,
     refuse_constant,
     rows_per_batch,
+    sorted_ranks,
     target_ranks,
 )
 from recbole_tpad.bridge.training_state import (
@@ -376,6 +377,8 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         dataset = eval_data._dataset
         lengths = dataset.inter_feat[self.config["ITEM_LIST_LENGTH_FIELD"]].numpy()
         order = np.argsort(lengths, kind="stable")
+        if self.config["trim_padding"] is False:
+            order = np.arange(len(lengths))
         ranks = np.zeros(len(order), dtype=np.int64)
         constant = np.zeros(len(order), dtype=np.bool_)
         for rows in tqdm(
@@ -389,7 +392,8 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
             scores = self._scores(interaction, dataset.item_num)
             history = interaction[list_field(self.config)] if self.config["mask_history"] else None
             targets = interaction[self.config["ITEM_ID_FIELD"]]
-            found, same = target_ranks(scores, targets, history)
+            counting = self.config["rank_by_counting"] is not False
+            found, same = (target_ranks if counting else sorted_ranks)(scores, targets, history)
             ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
         refuse_constant(constant, str(self.config["model"]))
         rows_of = dataset.inter_feat
