@@ -21,7 +21,7 @@ _FLOAT = re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?
 _READ_KEY = re.compile(r"""config\[\s*f?["'](\w+)["']\s*\]""")
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML in which ``1e-3`` is a number, as RecBole's users write it."""
 
 

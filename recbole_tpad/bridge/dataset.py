@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from recbole_tpad.bridge.fast_loading import (
+    cut,
+    first_seen_vocabulary,
     flatten,
     gather_windows,
     leave_one_out,
@@ -81,7 +83,8 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
 
     def _remap(self, remap_list: list[tuple[Any, str, Any]]) -> None:
         fields = {field for _, field, _ in remap_list}
-        if not fields & {self.uid_field, self.iid_field}:
+        ids_of = fields & {self.uid_field, self.iid_field}
+        if not remap_list or not (ids_of or self.config["fast_loading"]):
             super()._remap(remap_list)
             return
         if self.config["fast_loading"]:
@@ -90,13 +93,14 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
                 for feat, field, kind in remap_list
             ]
             ends = np.cumsum([len(column) for column in columns])[:-1]
-            vocabulary, ids = sorted_vocabulary(np.concatenate(columns))
+            number = sorted_vocabulary if ids_of else first_seen_vocabulary
+            vocabulary, ids = number(np.concatenate(columns))
             missing = bool((ids < 0).any())
         else:
             tokens, ends = self._concat_remaped_tokens(remap_list)
             missing = bool(pd.isna(tokens).any())
             vocabulary, ids = np.unique(tokens.astype(str), return_inverse=True)
-        if missing:
+        if missing and ids_of:
             raise InputError(
                 f"{self.dataset_path}: an id in {', '.join(sorted(fields))} is empty or reads as "
                 "a missing value to pandas (NA, null, nan). Rename it."
@@ -104,12 +108,10 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
         id_token = np.array(["[PAD]", *vocabulary])
         token_id = {token: i for i, token in enumerate(id_token)}
         for (feat, field, kind), new in zip(remap_list, np.split(ids + 1, ends), strict=True):
-            self.field2id_token[field], self.field2token_id[field] = id_token, token_id
-            if kind == FeatureType.TOKEN_SEQ:
-                lengths = [len(row) for row in feat[field]]
-                feat[field] = np.split(new, np.cumsum(lengths)[:-1])
-            else:
-                feat[field] = new
+            if ids_of or field not in self.field2id_token:
+                self.field2id_token[field], self.field2token_id[field] = id_token, token_id
+            is_list = kind == FeatureType.TOKEN_SEQ
+            feat[field] = cut(new, [len(row) for row in feat[field]]) if is_list else new
 
     def _dataframe_to_interaction(self, data: Any) -> Any:
         lists = [
@@ -189,7 +191,7 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
 
 def _select(interaction: Any, rows: Tensor) -> Any:
     """Return rows of an interaction; RecBole's own turns the row numbers into a Python list."""
-    return Interaction({name: interaction[name][rows] for name in interaction})
+    return Interaction({name: interaction[name].index_select(0, rows) for name in interaction})
 
 
 class Loaders(NamedTuple):

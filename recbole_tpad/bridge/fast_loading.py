@@ -40,12 +40,21 @@ def read_table(path: Path, columns: Sequence[str], types: dict[str, Any], **opti
 
 
 def split_lists(values: Sequence[Any], separator: str) -> list[Any]:
-    """Split each row's text into an array of tokens; missing values and empty tokens give none."""
-    rows = []
-    for value in values:
-        parts = value.split(separator) if isinstance(value, str) else []
-        rows.append(np.array([part for part in parts if part], dtype=object))
-    return rows
+    """Split each row's text into a list of tokens; missing values and empty tokens give none."""
+    rows = [value.split(separator) if isinstance(value, str) else [] for value in values]
+    return [[part for part in row if part] if "" in row else row for row in rows]
+
+
+def cut(flat: Ints, lengths: Sequence[int]) -> list[Ints]:
+    """Return consecutive pieces of an array, as views."""
+    ends = np.cumsum(lengths).tolist()
+    return [flat[low:high] for low, high in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def first_seen_vocabulary(tokens: Any) -> tuple[Any, Ints]:
+    """Return the distinct tokens by first appearance and each token's place, -1 if missing."""
+    codes, distinct = pd.factorize(tokens)
+    return list(distinct), codes.astype(np.int64)
 
 
 def sorted_vocabulary(tokens: Any) -> tuple[Any, Ints]:
@@ -60,7 +69,7 @@ def sorted_vocabulary(tokens: Any) -> tuple[Any, Ints]:
 
 
 def flatten(rows: Sequence[Any]) -> Any:
-    """Return the concatenation of arrays of objects."""
+    """Return the tokens of all rows, one after the other."""
     return np.fromiter(chain.from_iterable(rows), dtype=object)
 
 
