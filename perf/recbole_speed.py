@@ -9,7 +9,7 @@ ours, the best of the repeats of each, taken in turn:
 - augmentation: prefix rows of all Scientific sequences.
 - collate: selecting 2,048 rows for a training batch.
 - prep: from the files of a data set folder to the loaders, the check of its split included.
-- train_bucketed: an epoch of SASRec with batches of similar length; train: without them.
+- train_bucketed: training SASRec, batches of similar length against mixed ones; train: without.
 
 Autograd's anomaly mode, which importing RecBole's models turns on (SINE), is off on both sides;
 ``anomaly`` is what RecBole's training loses while it is on.
@@ -18,6 +18,7 @@ Autograd's anomaly mode, which importing RecBole's models turns on (SINE), is of
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ from recbole_tpad.bridge.shims import set_numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 
 BATCH = 2048
+TRAINED = 3  # batches that stand for an epoch of mixed lengths
 SESSIONS = {
     "USER_ID_FIELD": "session_id",
     "load_col": {"inter": ["session_id", "item_id_list", "item_id"]},
@@ -179,29 +181,51 @@ def measure_model(data_path: Path, repeats: int) -> dict[str, float]:
             repeats,
         ),
     }
-    once = max(1, repeats - 1)
-    ratios["train_bucketed"] = pair(
-        "train_bucketed",
-        lambda: trainer._train_epoch(train, 0),
-        lambda: epoch(bucketed, loaders.train),
-        once,
-    )
-    ratios["train"] = pair(
-        "train", lambda: trainer._train_epoch(train, 0), lambda: epoch(ranker, loaders.train), once
-    )
+    few = Few(train, TRAINED), Few(loaders.train, TRAINED)
+    anomaly_off("before training")
 
     def with_anomaly() -> None:
         with torch.autograd.set_detect_anomaly(True):
-            trainer._train_epoch(train, 0)
+            trainer._train_epoch(few[0], 0)
 
-    ratios["anomaly"] = pair("anomaly", with_anomaly, lambda: trainer._train_epoch(train, 0), 1)
+    ratios["train"] = pair(
+        "train", lambda: trainer._train_epoch(few[0], 0), lambda: epoch(ranker, few[1]), repeats
+    )
+    ratios["anomaly"] = pair("anomaly", with_anomaly, lambda: trainer._train_epoch(few[0], 0), 1)
+    # Batches of similar length differ in cost: a whole epoch, against as many mixed batches.
+    whole = pair(
+        "train_bucketed, an epoch",
+        lambda: trainer._train_epoch(few[0], 0),
+        lambda: epoch(bucketed, loaders.train),
+        repeats,
+    )
+    ratios["train_bucketed"] = whole * len(loaders.train) / TRAINED
     return ratios
+
+
+class Few:
+    """The first batches of a loader's epoch."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count, self.generator = loader, count, loader.generator
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Any:
+        return itertools.islice(iter(self.loader), self.count)
 
 
 def epoch(trainer: SessionTrainer, train: Any) -> None:
     """Train an epoch from its start."""
     trainer.progress.batch, trainer.progress.loss = 0, 0.0
     trainer._train_epoch(train, 0)
+
+
+def anomaly_off(when: str) -> None:
+    """Stop where autograd's anomaly mode is on."""
+    if torch.is_anomaly_enabled():
+        raise SystemExit(f"anomaly mode is on {when}")
 
 
 def main() -> None:
@@ -215,8 +239,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     set_numpy_names()
     model_class("SASRec")  # imports RecBole's models and leaves anomaly mode off
-    if torch.is_anomaly_enabled():
-        raise SystemExit("anomaly mode is on")
+    anomaly_off("at the start")
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)  # RecBole writes log_tensorboard and saved here
         data_path = Path(scratch) / "dataset"
