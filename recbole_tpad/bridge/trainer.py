@@ -6,18 +6,16 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_tpad.bridge.batches import TRIMMED, by_length, list_field, trimmed
+from recbole_tpad.bridge.batches import TRIMMED, by_length, trimmed
 from recbole_tpad.bridge.checkpoints import (
     check_origin,
     describe_run,
@@ -29,11 +27,8 @@ from recbole_tpad.bridge.ranking import (
     Ranking,
     metrics_at,
     recbole_metrics,
-    refuse_constant,
-    rows_per_batch,
-    sorted_ranks,
-    target_ranks,
 )
+from recbole_tpad.bridge.scoring import rank_part
 from recbole_tpad.bridge.training_state import (
     Progress,
     SavedState,
@@ -86,6 +81,7 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         self._state_file: Path | None = None
         self._resumed: SavedState | None = None
         self._started = self._last_kept = time.monotonic()
+        self.seconds_before = 0.0  # spent before the interruption that this run goes on from
 
     @property
     def curve(self) -> list[dict[str, Any]]:
@@ -247,20 +243,13 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
     def _interval(self) -> float:
         return float(self.config["checkpoint_seconds"] or 0)
 
-    @property
-    def seconds_before(self) -> float:
-        """Seconds spent before the interruption this run goes on from, 0 for a fresh run."""
-        return self._seconds_before
-
-    _seconds_before = 0.0
-
     def _resume(self, train_data: Any, valid_data: Any) -> None:
         self._state_file = state_path(self.config, self.model, train_data, valid_data)
         if not self._state_file.is_file():
             return
         state = read_state(self._state_file, self.model, self.optimizer, self.scaler)
         self.progress, self._resumed = state.progress, state
-        self._seconds_before = state.progress.seconds
+        self.seconds_before = state.progress.seconds
         if state.best is not None:
             self._best_state = {k: v.to(self.device) for k, v in state.best.items()}
         train_data.generator.set_state(state.generator)
@@ -279,7 +268,7 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         due = now - self._last_kept >= self._interval
         if not due and not (self.progress.finished and self._state_file.is_file()):
             return
-        self.progress.seconds = self._seconds_before + now - self._started
+        self.progress.seconds = self.seconds_before + now - self._started
         begin = train_data.generator.get_state() if generator is None else generator
         save_state(
             self._state_file,
@@ -362,61 +351,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
 
     # -- evaluation --------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def rank(self, eval_data: Any, show_progress: bool = False) -> Ranking:
-        """Rank every row's target among all items.
-
-        Rows are scored in the order of their length, so that little padding is computed; the
-        result is in the order of the data set.
-
-        Raises:
-            EvaluationError: NaN scores, or the same score for all items in every row.
-            InputError: the model has no full ranking.
-        """
-        self.model.eval()
-        dataset = eval_data._dataset
-        lengths = dataset.inter_feat[self.config["ITEM_LIST_LENGTH_FIELD"]].numpy()
-        order = np.argsort(lengths, kind="stable")
-        if self.config["trim_padding"] is False:
-            order = np.arange(len(lengths))
-        ranks = np.zeros(len(order), dtype=np.int64)
-        constant = np.zeros(len(order), dtype=np.bool_)
-        for rows in tqdm(
-            list(self._batches(order, dataset.item_num)),
-            desc="Ranking",
-            disable=not show_progress,
-            leave=False,
-        ):
-            interaction = eval_data.collate_fn(rows)[0].to(self.device)
-            interaction = trimmed(self.config, interaction)
-            scores = self._scores(interaction, dataset.item_num)
-            history = interaction[list_field(self.config)] if self.config["mask_history"] else None
-            targets = interaction[self.config["ITEM_ID_FIELD"]]
-            counting = self.config["rank_by_counting"] is not False
-            found, same = (target_ranks if counting else sorted_ranks)(scores, targets, history)
-            ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
-        refuse_constant(constant, str(self.config["model"]))
-        rows_of = dataset.inter_feat
-        return Ranking(
-            ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy()
-        )
-
-    def _batches(self, order: Any, n_items: int) -> Iterator[Any]:
-        budget = self.config["rank_memory_mb"] or 512
-        size = rows_per_batch(n_items, budget, int(self.config["eval_batch_size"]))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def _scores(self, interaction: Any, n_items: int) -> Tensor:
-        try:
-            scores = self.model.full_sort_predict(interaction)
-        except NotImplementedError as error:
-            raise InputError(
-                f"{self.config['model']} has no full ranking (full_sort_predict); it cannot be "
-                "compared here."
-            ) from error
-        found: Tensor = scores.detach().reshape(-1, n_items)
-        return found if found.dtype.is_floating_point else found.float()
+        """Rank every row's target among all items; see `rank_part`."""
+        return rank_part(self.model, self.config, self.device, eval_data, show_progress)
 
     def evaluate(
         self,

@@ -11,8 +11,9 @@ from tiny_data import planted_sessions
 
 from recbole_tpad.bridge.config import SessionConfig
 from recbole_tpad.bridge.dataset import load_data
-from recbole_tpad.bridge.runner import run
+from recbole_tpad.bridge.runner import build_model, run
 from recbole_tpad.bridge.shims import numpy_names
+from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.sessions import training_fingerprint
 from recbole_tpad.store import write_store
@@ -84,3 +85,12 @@ def test_masking_holds_for_every_model(quick: dict[str, Any], model: str) -> Non
     plain, masked = (run({**keys, "mask_history": on}).ranks for on in (False, True))
     assert (masked <= plain).all()
     assert (masked < plain).any()
+
+
+def test_sampled_candidates_are_refused_wherever_they_come_from(quick: dict[str, Any]) -> None:
+    with numpy_names():
+        config = SessionConfig(config_dict={**quick, "model": "Popularity"})
+        loaders = load_data(config)
+        trainer = SessionTrainer(config, build_model(config, loaders.train._dataset))
+    with pytest.raises(InputError, match="samples candidates"):
+        trainer.rank(loaders.train)
