@@ -245,6 +245,10 @@ def _check_keys(external: Mapping[str, Any], known: set[str]) -> None:
             )
 
 
+# Keys with a number as default for which RecBole also reads a text.
+_NUMBER_OR_TEXT = {"reranker_CAN_NUM"}
+
+
 def _check_numbers(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse a value that is no number (or no truth value) where RecBole's default is one.
 
@@ -252,6 +256,8 @@ def _check_numbers(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     """
     for key, value in external.items():
         default = defaults.get(key)
+        if key in _NUMBER_OR_TEXT:
+            continue
         if isinstance(default, bool):
             kind, fits = "bool", isinstance(value, bool)
         elif isinstance(default, (int, float)):

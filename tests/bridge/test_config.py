@@ -132,6 +132,11 @@ def test_values_of_the_command_line_that_look_like_code(shop: Path, tmp_path: Pa
         assert not target.exists()
 
 
+def test_a_list_of_rerankers_is_text(shop: Path) -> None:
+    found = config(shop, "SASRecCPR", reranker_CAN_NUM="20,10")
+    assert found["reranker_CAN_NUM"] == "20,10"
+
+
 def test_known_models() -> None:
     assert {"SASRec", "GRU4Rec", "NARM", "BERT4Rec"} <= set(builtin_models())
     assert {"DIMO", "CoOccurrence", "Popularity"} <= set(known_models())
