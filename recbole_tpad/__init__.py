@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register", "run_recbole"]
+__all__ = ["__version__", "load_run", "register", "run_recbole", "unregister"]
+
+
+_HOMES = {
+    "load_run": "recbole_tpad.bridge.saved_runs",
+    "register": "recbole_tpad.bridge.registration",
+    "run_recbole": "recbole_tpad.bridge.runner",
+    "unregister": "recbole_tpad.bridge.registration",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy: `import recbole_tpad` must stay light and must not import recbole.
-    if name == "run_recbole":
-        from recbole_tpad.bridge.runner import run_recbole
-
-        return run_recbole
-    if name == "register":
-        from recbole_tpad.bridge.registration import register
-
-        return register
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'recbole_tpad' has no attribute '{name}'")

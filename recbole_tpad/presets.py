@@ -41,7 +41,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+        hint = " YAML is indented with spaces, not tabs." if "'\\t'" in str(error) else ""
+        raise InputError(f"{path} is not valid YAML: {error}.{hint}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -76,7 +76,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run: a model with item embeddings (or None) and a seed. Metrics are in [0, 1]."""
+    """One run: a model with item embeddings (or None) and a seed. Metrics are in [0, 1].
+
+    `mask_history` says whether a session's own items were left out of the ranking; None in files
+    that do not say it by row.
+    """
 
     model: str
     item_embeddings: str | None
@@ -92,6 +96,7 @@ class Row:
     best_epoch: int | None
     curve: Sequence[Mapping[str, Any]]
     error: str | None
+    mask_history: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +295,11 @@ class _Reader:
     def optional_number(self, value: Any, key: str) -> float | None:
         return None if value is None else self.number(value, key)
 
+    def optional_flag(self, value: Any, key: str) -> bool | None:
+        if value is not None and not isinstance(value, bool):
+            raise self.fail(key, f"must be true, false or null, not {_kind(value)}")
+        return value
+
 
 def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
@@ -326,6 +336,7 @@ def _row(reader: _Reader, value: Any, key: str) -> Row:
         best_epoch=None if best_epoch is None else int(best_epoch),
         curve=[reader.mapping(point, f"{prefix}curve[{i}]") for i, point in enumerate(curve)],
         error=None if error is None else reader.text(error, prefix + "error"),
+        mask_history=reader.optional_flag(row.get("mask_history"), prefix + "mask_history"),
     )
 
 

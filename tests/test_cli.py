@@ -20,6 +20,7 @@ COMMANDS = [
     "keywords",
     "embed",
     "run",
+    "exec",
     "explain",
     "evaluate",
     "report",

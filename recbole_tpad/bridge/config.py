@@ -21,7 +21,7 @@ _FLOAT = re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?
 _READ_KEY = re.compile(r"""config\[\s*f?["'](\w+)["']\s*\]""")
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML in which ``1e-3`` is a number, as RecBole's users write it."""
 
 
@@ -132,13 +132,18 @@ class SessionConfig(Config):  # type: ignore[misc]
         internal.update(ours)
         external: dict[str, Any] = self.external_config_dict
         folder = Path(str(external.get("data_path", internal["data_path"]))) / dataset
-        internal.update(_folder_settings(folder))
+        internal.update(folder_settings(folder))
+        if "selected_features" in theirs and (folder / "split.json").is_file():
+            internal.update(_feature_settings(folder, external))
         loss = external.get("loss_type", internal.get("loss_type"))
         if loss == "CE" and "train_neg_sample_args" not in external:
             internal["train_neg_sample_args"] = None
         self.data_set_is_ours = (folder / "split.json").is_file()
         _check_keys(external, {*internal, *_keys_read(model_class)})
+        recboles = read_yaml(recbole_folder() / "properties" / "overall.yaml")
         _check_types(external, {**overall, **ours})
+        _check_numbers(external, {**recboles, **theirs})
+        _check_evaluation(external, self.data_set_is_ours)
 
     def _init_device(self) -> None:
         # RecBole's own ignores use_gpu and sets CUDA_VISIBLE_DEVICES for the whole process.
@@ -156,7 +161,7 @@ class SessionConfig(Config):  # type: ignore[misc]
         return found
 
 
-def _folder_settings(folder: Path) -> dict[str, Any]:
+def folder_settings(folder: Path) -> dict[str, Any]:
     """Return RecBole's keys for a data set folder, read from its ``split.json``."""
     name = folder.name
     split_file = folder / "split.json"
@@ -181,6 +186,35 @@ def _folder_settings(folder: Path) -> dict[str, Any]:
         "alias_of_item_id": ["item_id_list"],
         "benchmark_filename": ["train", "valid", "test"],
         "MAX_ITEM_LIST_LENGTH": max_len,
+    }
+
+
+def _feature_settings(folder: Path, external: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that load item features, for models that read ``selected_features``.
+
+    Raises:
+        InputError: the data set folder has no ``.item`` file, or not the columns asked for.
+    """
+    path = folder / f"{folder.name}.item"
+    try:
+        with path.open(encoding="utf-8") as stream:
+            header = stream.readline().rstrip("\n").split("\t")
+    except OSError as error:
+        raise InputError(
+            f"This model needs item features, and {path} cannot be read: {error.strerror}."
+        ) from error
+    columns = [column.partition(":")[0] for column in header]
+    asked = external.get("selected_features", ["category"])
+    for name in asked:
+        if name not in columns[1:]:
+            raise InputError(
+                f"selected_features: {path} has no column '{name}'."
+                f"{nearest(str(name), columns[1:])} It has: {', '.join(columns[1:])}."
+            )
+    sessions = ["session_id", "item_id_list", "item_id"]
+    return {
+        "selected_features": list(asked),
+        "load_col": {"inter": sessions, "item": ["item_id", *asked]},
     }
 
 
@@ -209,6 +243,65 @@ def _check_keys(external: Mapping[str, Any], known: set[str]) -> None:
                 f"Unknown configuration key '{key}'.{nearest(str(key), sorted(known))} "
                 "Keys are RecBole's, the model's, and those of properties/overall.yaml."
             )
+
+
+# Keys with a number as default for which RecBole also reads a text.
+_NUMBER_OR_TEXT = {"reranker_CAN_NUM"}
+
+
+def _check_numbers(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse a value that is no number (or no truth value) where RecBole's default is one.
+
+    RecBole's own command line would evaluate it as code, and fail deep inside a model otherwise.
+    """
+    for key, value in external.items():
+        default = defaults.get(key)
+        if key in _NUMBER_OR_TEXT:
+            continue
+        if isinstance(default, bool):
+            kind, fits = "bool", isinstance(value, bool)
+        elif isinstance(default, (int, float)):
+            kind = "number"
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        else:
+            continue
+        if not fits:
+            raise InputError(f"{key}={value!r} must be a {kind} (default: {default!r}).")
+
+
+_SUB_KEYS = {
+    "eval_args": ("split", "order", "group_by", "mode"),
+    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
+}
+
+
+def _check_evaluation(external: Mapping[str, Any], ours: bool) -> None:
+    """Refuse what RecBole would silently ignore in ``eval_args`` and ``train_neg_sample_args``."""
+    for key, known in _SUB_KEYS.items():
+        given = external.get(key)
+        if isinstance(given, Mapping):
+            for name in given:
+                if name not in known:
+                    raise InputError(
+                        f"Unknown key '{name}' in {key}.{nearest(str(name), known)} "
+                        f"Known: {', '.join(known)}."
+                    )
+    given = external.get("eval_args")
+    if not isinstance(given, Mapping):
+        return
+    mode = given.get("mode", "full")
+    if set(mode.values() if isinstance(mode, Mapping) else [mode]) - {"full"}:
+        raise InputError(
+            f"eval_args: mode {mode!r} samples candidates; results here are full rankings. "
+            "Leave mode out."
+        )
+    other = [name for name in ("split", "order", "group_by") if name in given]
+    if ours and other:
+        raise InputError(
+            f"eval_args: {', '.join(other)} would be ignored: the data set folder carries its own "
+            "split, on which item embeddings were made. Leave them out, or split the data "
+            "otherwise with 'recbole-tpad convert … --split RULE --overwrite' and embed again."
+        )
 
 
 def _check_types(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -19,6 +19,12 @@ OUR_MODELS = {
     "SKNN": "recbole_tpad.recommenders.sknn",
     "SPop": "recbole_tpad.recommenders.spop",
 }
+# RecBole's general models score a user by id; here users are sessions, unseen before their test.
+_GENERAL = {
+    "BPR": "DIMO or SASRec",
+    "ItemKNN": "CoOccurrence",
+    "Pop": "Popularity",
+}
 # RecBole's sequential models that need more than sessions, and what it is.
 _UNSUPPORTED = {
     "DIEN": "it is a click-through model without full ranking",
@@ -49,6 +55,19 @@ def builtin_models() -> list[str]:
     return sorted(n for n in names if n.lower() in modules and n not in _UNSUPPORTED)
 
 
+def sequential_models() -> list[str]:
+    """Return the names of all of RecBole's sequential models, supported here or not."""
+    return sorted({*builtin_models(), *_UNSUPPORTED})
+
+
+def general_models() -> list[str]:
+    """Return the names of RecBole's recommenders that are not sequential."""
+    folder = recbole_folder()
+    sequential = {p.stem for p in (folder / "model" / "sequential_recommender").glob("*.py")}
+    names = (p.stem for p in (folder / "properties" / "model").glob("*.yaml"))
+    return sorted(n for n in names if n.lower() not in sequential)
+
+
 def known_models() -> list[str]:
     """Return every model name `run` accepts."""
     return sorted({*OUR_MODELS, *builtin_models()})
@@ -65,6 +84,13 @@ def model_class(name: str) -> Any:
     if name in _UNSUPPORTED:
         raise InputError(f"RecBole's {name} is not supported here: {_UNSUPPORTED[name]}.")
     known = known_models()
+    if name in general_models():
+        instead = _GENERAL.get(name, "CoOccurrence or Popularity")
+        raise InputError(
+            f"{name} is a general recommender of RecBole's: it scores users by id and has nothing "
+            "for a session it was not trained on, leaves the history out of its ranking where "
+            f"sequential models keep it, and is therefore not comparable here. Use {instead}."
+        )
     if name not in known:
         raise InputError(
             f"Unknown sequential model '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
@@ -77,3 +103,13 @@ def model_class(name: str) -> Any:
     finally:
         torch.autograd.set_detect_anomaly(*anomaly)
     return getattr(module, name)
+
+
+def build_model(config: Any, train: Any) -> Any:
+    """Build the configured model on RecBole's training data set, with its item embeddings."""
+    from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
+
+    model = config.model_class(config, train).to(config["device"])
+    if not getattr(config.model_class, "takes_item_embeddings", False):
+        attach_item_embeddings(model, config, train)
+    return model

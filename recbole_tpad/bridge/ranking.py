@@ -61,6 +61,31 @@ def target_ranks(
     Raises:
         EvaluationError: a score is NaN.
     """
+    own = _without_excluded(scores, targets, history)
+    column = targets.unsqueeze(1)
+    before = (scores > own).sum(dim=1)
+    ids = torch.arange(scores.shape[1], device=scores.device)
+    tied = scores == own
+    before += (tied & (ids < column)).sum(dim=1)
+    candidates = (scores > float("-inf")).sum(dim=1)
+    constant = (tied.sum(dim=1) == candidates) & (candidates > 1)
+    return before + 1, constant
+
+
+def sorted_ranks(
+    scores: Tensor, targets: Tensor, history: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rank as `target_ranks` does, by sorting all items; slower, for comparison."""
+    _without_excluded(scores, targets, history)
+    order = torch.sort(scores, dim=1, descending=True, stable=True)
+    ranks = (order.indices == targets.unsqueeze(1)).int().argmax(dim=1) + 1
+    candidates = (scores > float("-inf")).sum(dim=1)
+    last = order.values.gather(1, (candidates - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    return ranks, (order.values[:, 0] == last) & (candidates > 1)
+
+
+def _without_excluded(scores: Tensor, targets: Tensor, history: Tensor | None) -> Tensor:
+    """Set what is no candidate to -inf, in place; return the targets' own scores, (B, 1)."""
     if bool(torch.isnan(scores).any()):
         bad = int(torch.isnan(scores).any(dim=1).sum())
         raise EvaluationError(
@@ -73,13 +98,7 @@ def target_ranks(
     if history is not None:
         scores.scatter_(1, history, float("-inf"))
         scores.scatter_(1, column, own)
-    before = (scores > own).sum(dim=1)
-    ids = torch.arange(scores.shape[1], device=scores.device)
-    tied = scores == own
-    before += (tied & (ids < column)).sum(dim=1)
-    candidates = (scores > float("-inf")).sum(dim=1)
-    constant = (tied.sum(dim=1) == candidates) & (candidates > 1)
-    return before + 1, constant
+    return own
 
 
 def refuse_constant(constant: npt.NDArray[np.bool_], model: str) -> None:

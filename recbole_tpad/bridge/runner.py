@@ -16,15 +16,16 @@ import numpy.typing as npt
 import torch
 from recbole.utils import init_seed
 
-from recbole_tpad.bridge.checkpoints import read_checkpoint, restore
 from recbole_tpad.bridge.config import SessionConfig, parse_value
-from recbole_tpad.bridge.dataset import Loaders, load_data
-from recbole_tpad.bridge.ranking import metrics_at, slices_by_frequency
+from recbole_tpad.bridge.dataset import load_data
+from recbole_tpad.bridge.models import build_model
+from recbole_tpad.bridge.ranking import Ranking, metrics_at, slices_by_frequency
+from recbole_tpad.bridge.saved_runs import load_run
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
-from recbole_tpad.errors import InputError
-from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
 from recbole_tpad.recommenders.sessions import training_item_counts
+
+__all__ = ["RunResult", "build_model", "evaluate_saved_run", "load_run", "run", "run_recbole"]
 
 logger = logging.getLogger("recbole_tpad")
 TOPK = (5, 10)
@@ -43,6 +44,7 @@ class RunResult:
         parameters: trainable parameters.
         epochs, best_epoch: epochs trained, and the index of the best one.
         curve: {"epoch", "train_loss", "valid"} an epoch.
+        mask_history: whether a session's own items were left out of the ranking.
         ranks, targets, sessions: test rows: rank of the target, item token, session token.
         target_counts: training interactions of each row's target.
         checkpoint: the best epoch's file, None if not saved.
@@ -62,6 +64,7 @@ class RunResult:
     epochs: int
     best_epoch: int
     curve: list[dict[str, Any]]
+    mask_history: bool = False
     error: str | None = None
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     targets: tuple[str, ...] = ()
@@ -144,42 +147,30 @@ def run_recbole(
     return result
 
 
-def build_model(config: SessionConfig, train: Any) -> Any:
-    """Build the configured model on RecBole's training data set, with its item embeddings."""
-    model = config.model_class(config, train).to(config["device"])
-    if not getattr(config.model_class, "takes_item_embeddings", False):
-        attach_item_embeddings(model, config, train)
-    return model
-
-
-def load_run(
-    checkpoint: str | Path, config_dict: Mapping[str, Any] | None = None
-) -> tuple[SessionConfig, Any, Loaders]:
-    """Rebuild a saved run: its configuration, its model with the best parameters, its data.
+def evaluate_saved_run(
+    checkpoint: str | Path,
+    config_dict: Mapping[str, Any] | None = None,
+    *,
+    trust_checkpoint: bool = False,
+) -> RunResult:
+    """Test a saved run again, without training.
 
     Args:
-        checkpoint: a ``.safetensors`` file that `run` wrote.
-        config_dict: keys that differ now, for instance ``data_path``.
+        checkpoint, config_dict, trust_checkpoint: see `load_run`.
+
+    Returns:
+        The result; ``epochs`` is 0 and ``best_epoch`` -1, since nothing was trained here.
 
     Raises:
-        InputError: not a checkpoint, or the item embeddings have changed since.
+        InputError: see `load_run`.
     """
-    tensors, state = read_checkpoint(checkpoint)
+    config, model, loaders = load_run(checkpoint, config_dict, trust_checkpoint=trust_checkpoint)
+    start = time.perf_counter()
+    trainer = SessionTrainer(config, model)
     with numpy_names():
-        config = SessionConfig(config_dict={**state["config"], **(config_dict or {})})
-        init_seed(config["seed"], config["reproducibility"])
-        loaders = load_data(config)
-        model = build_model(config, loaders.train._dataset)
-    hashes = {getattr(m, "store_sha256", None) for m in model.modules()} - {None}
-    expected = state.get("item_embeddings_sha256")
-    if expected is not None and hashes != {expected}:
-        raise InputError(
-            f"{checkpoint} was trained on other vectors than item_embeddings "
-            f"'{config['item_embeddings']}' now holds. Restore that store, or train again."
-        )
-    restore(model, tensors, str(checkpoint))
-    model.eval()
-    return config, model, loaders
+        ranking = trainer.rank(loaders.test, bool(config["show_progress"]))
+    seconds = time.perf_counter() - start
+    return _result(config, trainer, loaders.train._dataset, ranking, seconds, str(checkpoint))
 
 
 def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
@@ -189,52 +180,61 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     train = loaders.train._dataset
     # Again, so that the model's start does not depend on what reading the data drew.
     init_seed(seed, config["reproducibility"])
-    on_gpu = config["device"].type == "cuda"
-    if on_gpu:
+    if config["device"].type == "cuda":
         torch.cuda.reset_peak_memory_stats(config["device"])
     start = time.perf_counter()
-    model = build_model(config, train)
-    trainer = SessionTrainer(config, model)
+    trainer = SessionTrainer(config, build_model(config, train))
     show = bool(config["show_progress"])
-    # RecBole's SINE turns anomaly mode on for the whole process wherever a script imports one of
-    # RecBole's models: every operation is then recorded and checked, several times slower.
-    with torch.autograd.set_detect_anomaly(bool(config["detect_anomaly"])):
-        best, best_valid = trainer.fit(
-            loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch
-        )
+    trainer.fit(loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch)
     ranking = trainer.rank(loaders.test, show)
-    seconds = time.perf_counter() - start
-    test = trainer._recbole_result(ranking)
+    seconds = trainer.seconds_before + time.perf_counter() - start
+    file = str(trainer.saved_model_file) if saved else None
+    result = _result(config, trainer, train, ranking, seconds, file)
+    trainer.forget_state()
+    return result
+
+
+def _result(
+    config: Any,
+    trainer: SessionTrainer,
+    train: Any,
+    ranking: Ranking,
+    seconds: float,
+    checkpoint: str | None,
+) -> RunResult:
+    model, curve = trainer.model, trainer.curve
     trained = getattr(model, "is_trained", True)
     counts = training_item_counts(train)[ranking.targets]
     item_token = train.field2id_token[train.iid_field]
     session_token = train.field2id_token[train.uid_field]
     topk = sorted({*TOPK, *config["topk"]})
     store = config["item_embeddings"]
+    best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}
     return RunResult(
         model=str(config["model"]),
         item_embeddings=None if store is None else Path(str(store)).name,
-        seed=seed,
+        seed=int(config["seed"]),
         metrics=metrics_at(ranking.ranks, topk),
-        valid=dict(trainer.curve[trainer.best_epoch].get("valid", {})),
+        valid=dict(best.get("valid", {})),
         slices=slices_by_frequency(ranking.ranks, counts, topk),
         seconds=seconds,
-        peak_mb=_peak_mb(config["device"] if on_gpu else None),
+        peak_mb=_peak_mb(config["device"] if config["device"].type == "cuda" else None),
         loss=str(config["loss_type"] or "model's own") if trained else "none",
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0,
-        epochs=len(trainer.curve) if trained else 0,
+        epochs=len(curve) if trained else 0,
         best_epoch=trainer.best_epoch,
-        curve=trainer.curve if trained else [],
+        curve=curve if trained else [],
+        mask_history=bool(config["mask_history"]),
         ranks=ranking.ranks,
         targets=tuple(str(t) for t in item_token[ranking.targets]),
         sessions=tuple(str(t) for t in session_token[ranking.sessions]),
         target_counts=counts,
-        checkpoint=str(trainer.saved_model_file) if saved else None,
+        checkpoint=checkpoint,
         recbole={
-            "best_valid_score": best,
+            "best_valid_score": trainer.best_valid_score,
             "valid_score_bigger": config["valid_metric_bigger"],
-            "best_valid_result": best_valid,
-            "test_result": test,
+            "best_valid_result": trainer.best_valid_result,
+            "test_result": trainer._recbole_result(ranking),
         },
     )
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 # Removed in numpy 1.24 and 2.0; RecBole assigns or reads them.
-_NUMPY_NAMES: dict[str, object] = {
+NUMPY_NAMES: dict[str, object] = {
     "float": float,
     "int": int,
     "bool8": np.bool_,
@@ -27,9 +27,9 @@ _NUMPY_NAMES: dict[str, object] = {
 
 def set_numpy_names() -> list[str]:
     """Give numpy the names it lacks; return those, for `remove_numpy_names`."""
-    added = [name for name in _NUMPY_NAMES if name not in vars(np)]
+    added = [name for name in NUMPY_NAMES if name not in vars(np)]
     for name in added:
-        setattr(np, name, _NUMPY_NAMES[name])
+        setattr(np, name, NUMPY_NAMES[name])
     return added
 
 
@@ -50,25 +50,38 @@ def numpy_names() -> Iterator[None]:
         remove_numpy_names(added)
 
 
-def import_quick_start() -> types.ModuleType:
-    """Import ``recbole.quick_start``, which needs ray only to report tuning results.
-
-    Where ray cannot be imported (absent, or an old one without pkg_resources), an empty stand-in
-    takes its place during the import and is removed afterwards.
-    """
-    name = "recbole.quick_start"
+def ray_is_importable() -> bool:
+    """Whether ``ray.tune`` can be imported here; ray 2.6 needs an old setuptools."""
     try:
         importlib.import_module("ray.tune")
     except ImportError:
-        stand_in = types.ModuleType("ray")
-        tune = types.ModuleType("ray.tune")
-        stand_in.tune = tune  # type: ignore[attr-defined]
-        before = {k: m for k, m in sys.modules.items() if k == "ray" or k.startswith("ray.")}
-        sys.modules.update({"ray": stand_in, "ray.tune": tune})
-        try:
-            return importlib.import_module(name)
-        finally:
-            for key in ("ray", "ray.tune"):
-                sys.modules.pop(key, None)
-            sys.modules.update(before)
-    return importlib.import_module(name)
+        return False
+    return True
+
+
+def _report_to_nobody(*_: object, **__: object) -> None:
+    """Stand for ``ray.tune.report``, outside of any ray session."""
+
+
+def import_quick_start() -> types.ModuleType:
+    """Import ``recbole.quick_start``, which needs ray only to report tuning results.
+
+    Where ray cannot be imported (absent, or an old one without pkg_resources), a stand-in whose
+    ``report`` does nothing takes its place during the import and is removed afterwards: RecBole's
+    ``HyperTuning`` reads what the objective returns, not what it reports.
+    """
+    name = "recbole.quick_start"
+    if name in sys.modules or ray_is_importable():
+        return importlib.import_module(name)
+    stand_in = types.ModuleType("ray")
+    tune = types.ModuleType("ray.tune")
+    tune.report = _report_to_nobody  # type: ignore[attr-defined]
+    stand_in.tune = tune  # type: ignore[attr-defined]
+    before = {k: m for k, m in sys.modules.items() if k == "ray" or k.startswith("ray.")}
+    sys.modules.update({"ray": stand_in, "ray.tune": tune})
+    try:
+        return importlib.import_module(name)
+    finally:
+        for key in ("ray", "ray.tune"):
+            sys.modules.pop(key, None)
+        sys.modules.update(before)

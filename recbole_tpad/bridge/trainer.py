@@ -6,49 +6,41 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_tpad.bridge.checkpoints import read_checkpoint, restore, save_checkpoint
+from recbole_tpad.bridge.batches import TRIMMED, by_length, trimmed
+from recbole_tpad.bridge.checkpoints import (
+    check_origin,
+    describe_run,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from recbole_tpad.bridge.ranking import (
     Ranking,
     metrics_at,
     recbole_metrics,
-    refuse_constant,
-    rows_per_batch,
-    target_ranks,
+)
+from recbole_tpad.bridge.scoring import rank_part
+from recbole_tpad.bridge.training_state import (
+    Progress,
+    SavedState,
+    read_state,
+    save_state,
+    state_path,
 )
 from recbole_tpad.errors import InputError
 
+__all__ = ["TRIMMED", "SessionTrainer", "TrainingError"]
+
 logger = logging.getLogger("recbole_tpad")
-
-_POOL = 50  # batches
-
-# Models whose scores do not change when padding to the right is cut off.
-TRIMMED = {
-    "CORE",
-    "CoOccurrence",
-    "DIMO",
-    "GCSAN",
-    "GRU4Rec",
-    "NARM",
-    "Popularity",
-    "RepeatLast",
-    "SASRec",
-    "SKNN",
-    "SPop",
-    "SRGNN",
-    "STAMP",
-}
 
 
 class TrainingError(InputError):
@@ -62,10 +54,6 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
     put back after training; metrics come from ranks, so that ties are reproducible and
     unrankable scores are an error; no TensorBoard, no wandb; padding that a whole batch shares is
     cut off for the models of `TRIMMED`.
-
-    Attributes:
-        curve: one entry an epoch, {"epoch", "train_loss" (mean over batches), "valid": {…}}.
-        best_epoch: index of the best epoch so far, -1 before the first.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -87,12 +75,38 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         self.optimizer = self._build_optimizer()
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{config['model']}-{Path(config['data_path']).name}-seed{config['seed']}-{stamp}"
-        self.saved_model_file = Path(config["checkpoint_dir"]) / f"{name}.safetensors"
-        self.curve: list[dict[str, Any]] = []
-        self.best_epoch, self.best_valid_score = -1, -math.inf
-        self.best_valid_result: dict[str, float] | None = None
+        file = Path(config["checkpoint_dir"]) / f"{name}.safetensors"
+        self.progress = Progress(best_valid_score=-math.inf, saved_model_file=str(file))
         self._best_state: dict[str, Tensor] | None = None
-        self._saved = False
+        self._state_file: Path | None = None
+        self._resumed: SavedState | None = None
+        self._started = self._last_kept = time.monotonic()
+        self.seconds_before = 0.0  # spent before the interruption that this run goes on from
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """One entry an epoch, {"epoch", "train_loss" (mean over batches), "valid": {…}}."""
+        return self.progress.curve
+
+    @property
+    def best_epoch(self) -> int:
+        """Index of the best epoch so far, -1 before the first."""
+        return self.progress.best_epoch
+
+    @property
+    def best_valid_score(self) -> float:
+        """Validation score of the best epoch."""
+        return self.progress.best_valid_score
+
+    @property
+    def best_valid_result(self) -> dict[str, float] | None:
+        """Validation metrics of the best epoch, under RecBole's names."""
+        return self.progress.best_valid_result
+
+    @property
+    def saved_model_file(self) -> Path:
+        """File of the best epoch."""
+        return Path(self.progress.saved_model_file)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -107,6 +121,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[float, dict[str, float] | None]:
         """Train with early stopping, then put the best epoch's parameters back.
 
+        With ``resume: true`` the state is kept every ``checkpoint_seconds``, and a run of the same
+        configuration, data and code goes on where a killed one stopped, to the same result.
+
         Args:
             train_data, valid_data: RecBole's loaders.
             verbose: log a line an epoch.
@@ -119,76 +136,174 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             TrainingError: the loss is NaN or infinite; the best epoch so far stays saved.
+            InputError: the state of an interrupted run is damaged.
         """
-        trained = getattr(self.model, "is_trained", True)
-        without_gain = 0
-        for epoch in range(self.epochs if trained else 1):
-            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
-            entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss}
-            self.curve.append(entry)
-            if not valid_data or (epoch + 1) % self.eval_step:
-                self._log(verbose, entry)
-                continue
+        if self.config["train_neg_sample_args"].get("dynamic"):
+            train_data.get_model(self.model)
+        if self.config["resume"]:
+            self._resume(train_data, valid_data)
+        # RecBole's SINE turns anomaly mode on for the whole process wherever a script imports one
+        # of RecBole's models: every operation is then recorded and checked, several times slower.
+        with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
+            while not self.progress.finished:
+                self._one_epoch(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+                self._keep_state(train_data)
+        if self._best_state is not None:
+            restore(self.model, self._best_state, "The best epoch")
+        return self.best_valid_score, self.best_valid_result
+
+    def _one_epoch(
+        self,
+        train_data: Any,
+        valid_data: Any,
+        verbose: bool,
+        saved: bool,
+        show_progress: bool,
+        callback_fn: Any,
+    ) -> None:
+        progress = self.progress
+        epoch = progress.epoch
+        loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss}
+        progress.curve.append(entry)
+        progress.epoch, progress.batch, progress.loss = epoch + 1, 0, 0.0
+        last = epoch + 1 >= (self.epochs if getattr(self.model, "is_trained", True) else 1)
+        progress.finished = last
+        if valid_data and not (epoch + 1) % self.eval_step:
             ranking = self.rank(valid_data, show_progress)
             result = self._recbole_result(ranking)
             score = self._score(result)
             entry["valid"] = metrics_at(ranking.ranks, self.config["topk"])
-            self._log(verbose, entry)
             if callback_fn:
                 callback_fn(epoch, score)
             bigger = score if self.valid_metric_bigger else -score
             if self.best_epoch < 0 or bigger > self._signed_best():
-                self._keep_best(epoch, score, result, saved)
-                without_gain = 0
+                self._keep_best(epoch, score, result, train_data._dataset, saved)
+                progress.without_gain = 0
             else:
-                without_gain += 1
-                if without_gain > self.stopping_step:
-                    break
-        if not valid_data:
-            self._keep_best(len(self.curve) - 1, math.nan, None, saved)
-        elif self._best_state is not None:
-            restore(self.model, self._best_state, "The best epoch")
-        return self.best_valid_score, self.best_valid_result
+                progress.without_gain += 1
+                progress.finished = last or progress.without_gain > self.stopping_step
+        elif last and not valid_data:
+            self._keep_best(epoch, math.nan, None, train_data._dataset, saved)
+        self._log(verbose, entry)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
-        """Train for one epoch; return the mean loss of its batches."""
+        """Train for one epoch, or the rest of it; return the mean loss of its batches."""
         if not getattr(self.model, "is_trained", True):
             return 0.0
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
-        total = 0.0
-        batches = self._by_length(train_data) if self.config["length_bucketing"] else train_data
-        progress = tqdm(
+        generator = train_data.generator.get_state()
+        bucketed = self.config["length_bucketing"]
+        batches = iter(by_length(self.config, train_data) if bucketed else train_data)
+        first = self.progress.batch
+        for _ in range(first):
+            next(batches)  # trained on before the interruption
+        if self._resumed is not None:
+            self._resumed.restore_random()
+            self._resumed = None
+        steps = tqdm(
             batches,
             desc=f"Epoch {epoch_idx}",
+            initial=first,
             total=len(train_data),
             disable=not show_progress,
             leave=False,
         )
-        for batch, interaction in enumerate(progress):
-            interaction = self._trimmed(interaction.to(self.device))
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, enabled=self.enable_amp):
-                losses = loss_func(interaction)
-            loss: Tensor = torch.stack(losses).sum() if isinstance(losses, tuple) else losses
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(self._diverged(epoch_idx, batch, value, interaction))
-            if loss.requires_grad:
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if self.clip_grad_norm:
-                    self.scaler.unscale_(self.optimizer)
-                    clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-            total += value
-        return total / max(len(train_data), 1)
+        for batch, interaction in enumerate(steps, start=first):
+            self.progress.loss += self._step(loss_func, interaction, epoch_idx, batch)
+            self.progress.batch = batch + 1
+            if self._state_file and time.monotonic() - self._last_kept >= self._interval:
+                self._keep_state(train_data, generator)
+        return self.progress.loss / max(len(train_data), 1)
+
+    def _step(self, loss_func: Any, interaction: Any, epoch: int, batch: int) -> float:
+        interaction = trimmed(self.config, interaction.to(self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, enabled=self.enable_amp):
+            losses = loss_func(interaction)
+        loss: Tensor = torch.stack(losses).sum() if isinstance(losses, tuple) else losses
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(self._diverged(epoch, batch, value, interaction))
+        if loss.requires_grad:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if self.clip_grad_norm:
+                self.scaler.unscale_(self.optimizer)
+                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return value
+
+    # -- interruption ------------------------------------------------------------------------------
+
+    @property
+    def _interval(self) -> float:
+        return float(self.config["checkpoint_seconds"] or 0)
+
+    def _resume(self, train_data: Any, valid_data: Any) -> None:
+        self._state_file = state_path(self.config, self.model, train_data, valid_data)
+        if not self._state_file.is_file():
+            return
+        state = read_state(self._state_file, self.model, self.optimizer, self.scaler)
+        self.progress, self._resumed = state.progress, state
+        self.seconds_before = state.progress.seconds
+        if state.best is not None:
+            self._best_state = {k: v.to(self.device) for k, v in state.best.items()}
+        train_data.generator.set_state(state.generator)
+        logger.info(
+            "going on from epoch %d, batch %d (%s)",
+            state.progress.epoch,
+            state.progress.batch,
+            self._state_file,
+        )
+
+    def _keep_state(self, train_data: Any, generator: Tensor | None = None) -> None:
+        """Write the state; between epochs the generator's present state is the next epoch's."""
+        if self._state_file is None:
+            return
+        now = time.monotonic()
+        due = now - self._last_kept >= self._interval
+        if not due and not (self.progress.finished and self._state_file.is_file()):
+            return
+        self.progress.seconds = self.seconds_before + now - self._started
+        begin = train_data.generator.get_state() if generator is None else generator
+        save_state(
+            self._state_file,
+            self.progress,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self._best_state,
+            begin,
+        )
+        self._last_kept = time.monotonic()
+
+    def forget_state(self) -> None:
+        """Remove the state kept for resuming; to be called once the run's result is safe."""
+        if self._state_file is not None:
+            self._state_file.unlink(missing_ok=True)
+            # Half-written ones of killed runs.
+            for file in self._state_file.parent.glob(f".{self._state_file.name}.*.tmp"):
+                file.unlink(missing_ok=True)
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Put a saved checkpoint's parameters into the model (RecBole's name for it).
+
+        A checkpoint holds no optimiser state; to go on with an interrupted run to the same result
+        use ``resume: true``.
+        """
+        tensors, state = read_checkpoint(resume_file)
+        check_origin(state, str(self.config["model"]), None, str(resume_file))
+        restore(self.model, tensors, str(resume_file))
 
     def _diverged(self, epoch: int, batch: int, value: float, interaction: Any) -> str:
         users = interaction[self.config["USER_ID_FIELD"]][:3].tolist()
-        kept = f" The best epoch so far is in {self.saved_model_file}." if self._saved else ""
+        kept = (
+            f" The best epoch so far is in {self.saved_model_file}." if self.progress.saved else ""
+        )
         return (
             f"Training of {self.config['model']} diverged: loss {value} in epoch {epoch}, batch "
             f"{batch} (first sessions, as RecBole ids: {users}). Lower learning_rate or set "
@@ -207,20 +322,27 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         return result[self.valid_metric]
 
     def _keep_best(
-        self, epoch: int, score: float, result: dict[str, float] | None, saved: bool
+        self,
+        epoch: int,
+        score: float,
+        result: dict[str, float] | None,
+        dataset: Any,
+        saved: bool,
     ) -> None:
-        self.best_epoch, self.best_valid_score, self.best_valid_result = epoch, score, result
+        progress = self.progress
+        progress.best_epoch, progress.best_valid_score = epoch, score
+        progress.best_valid_result = result
         state = self.model.state_dict()
         self._best_state = {k: v.detach().clone() for k, v in state.items()}
         if saved:
             content = {
+                **describe_run(self.config, dataset),
                 "epoch": epoch,
                 "valid": result,
-                "config": self.config.for_json() if hasattr(self.config, "for_json") else {},
                 "item_embeddings_sha256": _store_hash(self.model),
             }
             save_checkpoint(self.saved_model_file, self.model, content)
-            self._saved = True
+            progress.saved = True
 
     def _log(self, verbose: bool, entry: dict[str, Any]) -> None:
         if verbose:
@@ -229,58 +351,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
 
     # -- evaluation --------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def rank(self, eval_data: Any, show_progress: bool = False) -> Ranking:
-        """Rank every row's target among all items.
-
-        Rows are scored in the order of their length, so that little padding is computed; the
-        result is in the order of the data set.
-
-        Raises:
-            EvaluationError: NaN scores, or the same score for all items in every row.
-            InputError: the model has no full ranking.
-        """
-        self.model.eval()
-        dataset = eval_data._dataset
-        lengths = dataset.inter_feat[self.config["ITEM_LIST_LENGTH_FIELD"]].numpy()
-        order = np.argsort(lengths, kind="stable")
-        ranks = np.zeros(len(order), dtype=np.int64)
-        constant = np.zeros(len(order), dtype=np.bool_)
-        for rows in tqdm(
-            list(self._batches(order, dataset.item_num)),
-            desc="Ranking",
-            disable=not show_progress,
-            leave=False,
-        ):
-            interaction = eval_data.collate_fn(rows)[0].to(self.device)
-            interaction = self._trimmed(interaction)
-            scores = self._scores(interaction, dataset.item_num)
-            history = interaction[self._list_field] if self.config["mask_history"] else None
-            targets = interaction[self.config["ITEM_ID_FIELD"]]
-            found, same = target_ranks(scores, targets, history)
-            ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
-        refuse_constant(constant, str(self.config["model"]))
-        rows_of = dataset.inter_feat
-        return Ranking(
-            ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy()
-        )
-
-    def _batches(self, order: Any, n_items: int) -> Iterator[Any]:
-        budget = self.config["rank_memory_mb"] or 512
-        size = rows_per_batch(n_items, budget, int(self.config["eval_batch_size"]))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def _scores(self, interaction: Any, n_items: int) -> Tensor:
-        try:
-            scores = self.model.full_sort_predict(interaction)
-        except NotImplementedError as error:
-            raise InputError(
-                f"{self.config['model']} has no full ranking (full_sort_predict); it cannot be "
-                "compared here."
-            ) from error
-        found: Tensor = scores.detach().reshape(-1, n_items)
-        return found if found.dtype.is_floating_point else found.float()
+        """Rank every row's target among all items; see `rank_part`."""
+        return rank_part(self.model, self.config, self.device, eval_data, show_progress)
 
     def evaluate(
         self,
@@ -294,44 +367,16 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         `fit` has put the best epoch back already; `model_file` loads another checkpoint first.
         """
         if load_best_model and model_file is not None:
-            tensors, _ = read_checkpoint(model_file)
+            tensors, state = read_checkpoint(model_file)
+            check_origin(state, str(self.config["model"]), eval_data._dataset, str(model_file))
             restore(self.model, tensors, str(model_file))
-        return OrderedDict(self._recbole_result(self.rank(eval_data, show_progress)))
+        result = OrderedDict(self._recbole_result(self.rank(eval_data, show_progress)))
+        # RecBole's own line calls this last.
+        self.forget_state()
+        return result
 
     def _recbole_result(self, ranking: Ranking) -> dict[str, float]:
         return recbole_metrics(ranking.ranks, self.config["metrics"], self.config["topk"])
-
-    # -- batches -----------------------------------------------------------------------------------
-
-    @property
-    def _list_field(self) -> str:
-        return str(self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"])
-
-    def _by_length(self, train_data: Any) -> Iterator[Any]:
-        """Yield an epoch's batches with sessions of similar length in each.
-
-        The rows are shuffled, cut into pools of `_POOL` batches, sorted by length within a pool,
-        and the batches shuffled again: chance stays in what is together and in the order.
-        """
-        lengths = train_data._dataset.inter_feat[self.config["ITEM_LIST_LENGTH_FIELD"]]
-        generator, size = train_data.generator, int(train_data.step)
-        order = torch.randperm(len(lengths), generator=generator)
-        batches: list[Tensor] = []
-        for pool in torch.split(order, size * _POOL):
-            batches += torch.split(pool[lengths[pool].argsort(stable=True)], size)
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield train_data.collate_fn(batches[index].numpy())
-
-    def _trimmed(self, interaction: Any) -> Any:
-        if self.config["model"] not in TRIMMED:
-            return interaction
-        longest = int(interaction[self.config["ITEM_LIST_LENGTH_FIELD"]].max())
-        items = interaction[self._list_field]
-        if longest >= items.shape[1]:
-            return interaction
-        trimmed = dict(interaction.interaction)
-        trimmed[self._list_field] = items[:, :longest]
-        return Interaction(trimmed)
 
 
 def _store_hash(model: Any) -> str | None:

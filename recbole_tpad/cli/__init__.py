@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [a for a in given if a != "--debug"]
+    # What follows a script is the script's own.
+    own = 2 if given[:1] == ["exec"] else len(given)
+    debug = "--debug" in given[:own]
+    given = [a for a in given[:own] if a != "--debug"] + given[own:]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # From peft's use of transformers; nothing a user could act on.

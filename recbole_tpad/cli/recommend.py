@@ -1,4 +1,4 @@
-"""Commands on recommenders: run, explain, evaluate, report."""
+"""Commands on recommenders: run, exec, explain, evaluate, report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,23 @@ def add_commands(commands: Commands) -> None:
         keys="Any RecBole key: --learning_rate=0.003",
     )
     add_dataset(run)
-    run.add_argument("--model", required=True)
+    run.add_argument("--model", help="required unless --checkpoint is given")
     run.add_argument("--item_embeddings", help="store name or path")
     run.add_argument("--config_files", help="YAML files, separated by spaces")
     run.add_argument("--saved", action="store_true", help="keep the best checkpoint")
+    run.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="test this saved run; nothing is trained"
+    )
+    run.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="read a pickled checkpoint (.pth); that executes any code in it",
+    )
+    execute = commands.add(
+        "exec", _exec, "Run a stock RecBole script, such as run_recbole.py, that finds our models."
+    )
+    execute.add_argument("script", type=Path, metavar="SCRIPT")
+    execute.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on as they are")
     explain = commands.add("explain", _explain, "Say why a saved DIMO run recommends what it does.")
     explain.add_argument("checkpoint", type=Path, help="the .safetensors file of 'run --saved'")
     explain.add_argument("--session", action="append", help="a test session's id; repeatable")
@@ -47,22 +60,43 @@ def add_commands(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace, overrides: Overrides) -> None:
     from recbole_tpad.bridge.config import parse_value
-    from recbole_tpad.bridge.runner import run
+    from recbole_tpad.bridge.runner import evaluate_saved_run, run
 
     config = {key: parse_value(value) for key, value in overrides.items()}
     files = args.config_files.split() if args.config_files else None
-    chosen = {"model": args.model, "dataset": args.dataset, "data_path": str(args.data_path)}
-    if args.item_embeddings is not None:
-        chosen["item_embeddings"] = args.item_embeddings
-    result = run({**config, **chosen}, config_file_list=files, saved=args.saved)
+    chosen = {"dataset": args.dataset, "data_path": str(args.data_path)}
+    for key in ("model", "item_embeddings"):
+        if getattr(args, key) is not None:
+            chosen[key] = getattr(args, key)
+    if args.checkpoint is not None:
+        if files or args.saved:
+            raise InputError(
+                "--checkpoint tests a saved run: leave out --config_files and --saved."
+            )
+        result = evaluate_saved_run(
+            args.checkpoint, {**config, **chosen}, trust_checkpoint=args.trust_checkpoint
+        )
+    elif args.trust_checkpoint:
+        raise InputError("--trust-checkpoint needs --checkpoint FILE.")
+    elif args.model is None:
+        raise InputError("--model is required (or --checkpoint, to test a saved run).")
+    else:
+        result = run({**config, **chosen}, config_file_list=files, saved=args.saved)
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     print(f"{result.model} + {result.item_embeddings or 'no item embeddings'}: {metrics}")
     print(
         f"  {result.epochs} epochs (best {result.best_epoch}), {result.seconds:.1f} s, "
-        f"{result.parameters:,} parameters, loss {result.loss}"
+        f"{result.parameters:,} parameters, loss {result.loss}, a session's own items "
+        f"{'left out of' if result.mask_history else 'kept in'} the ranking"
     )
     if result.checkpoint:
         print(f"  checkpoint {result.checkpoint}")
+
+
+def _exec(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.bridge.registration import run_script
+
+    run_script(args.script, args.arguments)
 
 
 def _explain(args: argparse.Namespace, _: Overrides) -> None:

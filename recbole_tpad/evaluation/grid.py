@@ -50,6 +50,7 @@ ROW_KEYS = (
     "epochs",
     "best_epoch",
     "curve",
+    "mask_history",
 )
 
 

@@ -13,7 +13,13 @@ from tiny_data import planted_sessions, write_data_set
 def shop(tmp_path: Path) -> Path:
     """A data path with the data set ``shop``; one test target never occurs in training."""
     train, valid, test = planted_sessions()
-    write_data_set(tmp_path / "dataset", "shop", train, valid, [*test, ("cold", ["i01", "new"])])
+    folder = write_data_set(
+        tmp_path / "dataset", "shop", train, valid, [*test, ("cold", ["i01", "new"])]
+    )
+    items = [*(f"i{k:02d}" for k in range(30)), "new"]
+    lines = [f"{item}\tb{k % 3}\tc{k % 4}" for k, item in enumerate(items)]
+    header = "item_id:token\tbrand:token\tcategory:token"
+    (folder / "shop.item").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return tmp_path / "dataset"
 
 

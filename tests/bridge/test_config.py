@@ -54,6 +54,20 @@ def test_sampling_follows_the_loss(shop: Path) -> None:
         ("SASRec", {"epochs": "many"}, "epochs='many' must be of type int"),
         ("DIMO", {"auxiliary_weight": "0.1x"}, "auxiliary_weight"),
         ("SASRec", {"metrics": ["Hitt"]}, "no metric named"),
+        ("SASRec", {"n_layers": "__import__('os')"}, "n_layers=.*must be a number"),
+        ("SASRec", {"hidden_dropout_prob": True}, "hidden_dropout_prob=True must be a number"),
+        ("GRU4Rec", {"dropout_prob": [0.1]}, "dropout_prob=.*must be a number"),
+        ("SASRec", {"shuffle": "no"}, "shuffle='no' must be a bool"),
+        ("SASRec", {"eval_args": {"splt": 1}}, "Unknown key 'splt' in eval_args. Did you mean"),
+        ("SASRec", {"eval_args": {"split": {"LS": "test_only"}}}, "split would be ignored"),
+        ("SASRec", {"eval_args": {"order": "TO", "group_by": "user"}}, "carries its own"),
+        ("SASRec", {"eval_args": {"mode": "uni100"}}, "samples candidates"),
+        ("SASRec", {"eval_args": {"mode": {"valid": "uni100"}}}, "samples candidates"),
+        ("GRU4Rec", {"train_neg_sample_args": {"sampl_num": 1}}, "Unknown key 'sampl_num'"),
+        ("Pop", {}, "general recommender.*Use Popularity"),
+        ("ItemKNN", {}, "general recommender.*Use CoOccurrence"),
+        ("BPR", {}, "general recommender.*Use DIMO or SASRec"),
+        ("LightGCN", {}, "general recommender.*Use CoOccurrence or Popularity"),
     ],
 )
 def test_refusals(shop: Path, model: str, keys: dict[str, Any], message: str) -> None:
@@ -101,6 +115,26 @@ def test_a_file_with_bad_yaml_is_named(shop: Path, tmp_path: Path) -> None:
     file.write_text("a: [1\n")
     with pytest.raises(InputError, match=r"bad\.yaml"):
         SessionConfig("SASRec", "shop", [file], {"data_path": str(shop)})
+
+
+def test_tabs_are_explained(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tabs.yaml"
+    file.write_text("eval_args:\n\tmode: full\n")
+    with pytest.raises(InputError, match=r"tabs\.yaml(.|\n)*line 2(.|\n)*spaces, not tabs"):
+        SessionConfig("SASRec", "shop", [file], {"data_path": str(shop)})
+
+
+def test_values_of_the_command_line_that_look_like_code(shop: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    for text in (f"open({str(target)!r}, 'w')", f"!!python/object/apply:os.mkdir [{target}]"):
+        with pytest.raises(InputError, match=r"must be a number|Cannot read the value"):
+            config(shop, n_layers=parse_value(text))
+        assert not target.exists()
+
+
+def test_a_list_of_rerankers_is_text(shop: Path) -> None:
+    found = config(shop, "SASRecCPR", reranker_CAN_NUM="20,10")
+    assert found["reranker_CAN_NUM"] == "20,10"
 
 
 def test_known_models() -> None:

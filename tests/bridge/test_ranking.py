@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from recbole_tpad.bridge.ranking import (
     refuse_constant,
     rows_per_batch,
     slices_by_frequency,
+    sorted_ranks,
     target_ranks,
 )
 from recbole_tpad.bridge.shims import numpy_names
@@ -29,8 +31,9 @@ def brute_force(scores: np.ndarray, target: int, history: list[int]) -> int:
     return order.index(target) + 1
 
 
+@pytest.mark.parametrize("ranked", [target_ranks, sorted_ranks])
 @pytest.mark.parametrize("masked", [False, True])
-def test_ranks_equal_sorting_with_many_ties(masked: bool) -> None:
+def test_ranks_equal_sorting_with_many_ties(masked: bool, ranked: Any) -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 6, size=(200, 40)).astype(np.float32)
     targets = rng.integers(1, 40, size=200)
@@ -39,7 +42,7 @@ def test_ranks_equal_sorting_with_many_ties(masked: bool) -> None:
         brute_force(scores[b], targets[b], history[b].tolist() if masked else [])
         for b in range(200)
     ]
-    found, constant = target_ranks(
+    found, constant = ranked(
         torch.tensor(scores), torch.tensor(targets), torch.tensor(history) if masked else None
     )
     assert found.tolist() == expected
@@ -72,7 +75,9 @@ def test_scores_that_cannot_be_ranked_are_refused() -> None:
     scores[1, 4] = float("nan")
     with pytest.raises(EvaluationError, match="NaN in 1 of 3 rows"):
         target_ranks(scores, torch.tensor([1, 2, 3]))
-    ranks, constant = target_ranks(torch.ones(3, 9), torch.tensor([1, 4, 8]))
+    for ranked in (sorted_ranks, target_ranks):
+        ranks, constant = ranked(torch.ones(3, 9), torch.tensor([1, 4, 8]))
+        assert constant.all()
     assert ranks.tolist() == [1, 4, 8]
     with pytest.raises(EvaluationError, match="the same score"):
         refuse_constant(constant.numpy(), "SASRec")

@@ -1,4 +1,4 @@
-"""RecBole's own `run_recbole` with our models, in a process of its own."""
+"""RecBole's own functions with our models, in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(code: str, folder: Path) -> str:
+def python(code: str, folder: Path, *paths: Path) -> str:
     """Run code in a fresh interpreter, in `folder`; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        env={
+            "PYTHONPATH": ":".join(str(p) for p in (ROOT, *paths)),
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -25,55 +31,200 @@ def python(code: str, folder: Path) -> str:
     return done.stdout
 
 
-STOCK = """
+KEYS = """
+    keys = dict(
+        data_path="dataset", epochs=1, stopping_step=1, show_progress=False,
+        embedding_size=8, n_heads=2, n_layers=1, topk=[10], valid_metric="MRR@10", state="ERROR",
+    )
+"""
+STOCK = (
+    """
     import sys
     import numpy as np
+    import torch
     import recbole_tpad
     assert "recbole" not in sys.modules
-    assert "float_" not in vars(np)
+    plain = lambda m: {k: v for k, v in vars(m).items() if not isinstance(v, type(sys))}
+    names = plain(np)
     recbole_tpad.register()
     recbole_tpad.register()
-    from recbole.quick_start import run_recbole
+    assert not torch.is_anomaly_enabled()
+    from recbole.config import Config
+    from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+    from recbole.utils.case_study import full_sort_scores, full_sort_topk
     from recbole_tpad.errors import InputError
-    keys = dict(
-        data_path="dataset", USER_ID_FIELD="session_id", epochs=1, stopping_step=1,
-        load_col={"inter": ["session_id", "item_id_list", "item_id"]}, show_progress=False,
-        alias_of_item_id=["item_id_list"], benchmark_filename=["train", "valid", "test"],
-        embedding_size=8, n_heads=2, n_layers=1, topk=[10], valid_metric="MRR@10",
-        train_neg_sample_args=None, state="ERROR",
-    )
+"""
+    + KEYS
+    + """
+    config = Config(model="DIMO", dataset="shop", config_dict=keys)
+    assert config["train_batch_size"] == 50 and config["USER_ID_FIELD"] == "session_id"
     found = run_recbole(model="DIMO", dataset="shop", config_dict=keys)
     assert 0 <= found["test_result"]["ndcg@10"] <= 1, found
-    found = run_recbole(model="CoOccurrence", dataset="shop", config_dict=keys, saved=False)
-    assert found["test_result"]["ndcg@10"] > 0.1, found
-    try:
-        run_recbole(model="SASRec", dataset="shop", config_dict={**keys, "item_embeddings": "x"})
-    except InputError as error:
-        assert "recbole_tpad.run_recbole" in str(error)
-    else:
-        raise AssertionError("item_embeddings were ignored")
-    from recbole_tpad.bridge.registration import unregister
-    unregister()
-    unregister()
-    assert not {"float_", "bool8", "unicode_"} & set(vars(np))
+    baseline = run_recbole(model="CoOccurrence", dataset="shop", config_dict=keys, saved=False)
+    assert baseline["test_result"]["ndcg@10"] > 0.1, baseline
+    for model, said in (("SASRec", "recbole_tpad.run_recbole"), ("Popularity", "leave the key")):
+        try:
+            run_recbole(model=model, dataset="shop", config_dict={**keys, "item_embeddings": "x"})
+        except InputError as error:
+            assert said in str(error)
+        else:
+            raise AssertionError("item_embeddings were ignored")
+
+    # What RecBole's run saved is found again, also with other arguments on the command line.
+    from pathlib import Path
+    [file] = Path("saved").glob("DIMO-*.safetensors")
+    sys.argv += ["--epochs=77"]
+    config, model, dataset, train, valid, test = load_data_and_model(model_file=str(file))
+    assert config["epochs"] == 1 and dataset.item_num == 32
+    sys.argv.pop()
+    from recbole_tpad.bridge.trainer import SessionTrainer
+    again = SessionTrainer(config, model).evaluate(test)
+    assert again == found["test_result"], (again, found)
+    users = test.dataset.token2id("session_id", ["cold", "s0149"])
+    scores = full_sort_scores(users, model, test)
+    assert scores.shape == (2, 32) and torch.isinf(scores[:, 0]).all()
+    values, items = full_sort_topk(users, model, test, k=3)
+    assert torch.equal(values, scores.topk(3).values)
+
+    # The objective of RecBole's HyperTuning.
+    tuned = objective_function({**keys, "model": "DIMO", "dataset": "shop"}, saved=False)
+    assert tuned["model"] == "DIMO" and tuned["test_result"] == found["test_result"]
+
+    recbole_tpad.unregister()
+    recbole_tpad.unregister()
+    assert names == plain(np)
     assert "recbole.model.sequential_recommender.dimo" not in sys.modules
+    import recbole.trainer
+    assert not hasattr(recbole.trainer, "DIMOTrainer")
+    assert Config._load_internal_config_dict.__module__ == "recbole.config.configurator"
     print("done")
+"""
+)
+
+
+def test_recboles_own_functions_find_our_models(shop: Path, tmp_path: Path) -> None:
+    assert python(STOCK, tmp_path).strip().endswith("done")
+
+
+def test_registering_changes_nothing_else_and_is_undone(shop: Path, tmp_path: Path) -> None:
+    """Every public name of every RecBole module is the same object before and after."""
+    code = """
+        import importlib, sys, torch
+        import numpy as np
+        plain = lambda m: {k: v for k, v in vars(m).items() if not isinstance(v, type(sys))}
+        names = plain(np)
+        for module in ("trainer", "data", "config", "evaluator", "utils.case_study",
+                       "model.sequential_recommender", "data.dataset"):
+            importlib.import_module("recbole." + module)
+        def look():
+            return {
+                (name, key): value
+                for name, module in list(sys.modules.items())
+                if name.split(".")[0] == "recbole"
+                for key, value in vars(module).items()
+            } | {(c.__qualname__, k): v for c in classes for k, v in vars(c).items()}
+        from recbole.config import Config
+        from recbole.trainer import Trainer
+        from recbole.model.sequential_recommender import SASRec
+        from recbole.data.dataset import SequentialDataset
+        classes = (Config, Trainer, SASRec, SequentialDataset)
+        before = look()
+        import recbole_tpad
+        recbole_tpad.register()
+        during = look()
+        changed = {k for k in before if during[k] is not before[k]}
+        assert changed == {("Config", "_load_internal_config_dict")}, changed
+        recbole_tpad.unregister()
+        after = look()
+        lost = {k for k in before if after.get(k) is not before[k]}
+        new = {k for k in after if k not in before and not k[0].startswith("recbole.quick_start")}
+        assert not lost and not new - {("recbole", "quick_start")}, (lost, new)
+        assert names == plain(np)
+        print("done")
+    """
+    assert python(code, tmp_path).strip().endswith("done")
+
+
+@pytest.mark.slow
+def test_hyper_tuning(shop: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hyperopt", reason="RecBole's HyperTuning needs hyperopt")
+    code = (
+        "    import recbole_tpad\n    recbole_tpad.register()\n"
+        "    from recbole.quick_start import objective_function\n"
+        "    from recbole.trainer.hyper_tuning import HyperTuning\n"
+        + KEYS
+        + """
+    def objective(config_dict=None, config_file_list=None):
+        fixed = dict(keys, model="DIMO", dataset="shop")
+        return objective_function({**fixed, **config_dict}, config_file_list, saved=False)
+    tuning = HyperTuning(
+        objective, params_dict={"choice": {"learning_rate": [0.001, 0.01]}}, algo="random",
+        max_evals=2, early_stop=10,
+    )
+    tuning.run()
+    assert tuning.model == "DIMO" and tuning.best_score > 0, tuning.params2result
+    print("done")
+    """
+    )
+    import hyperopt
+
+    folder = Path(hyperopt.__file__).parents[1]
+    assert python(code, tmp_path, folder).strip().endswith("done")
+
+
+SCRIPT = """
+import argparse, sys
+import helper
+from recbole.quick_start import run
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", "-m", type=str)
+parser.add_argument("--dataset", "-d", type=str)
+parser.add_argument("--config_files", type=str)
+args, _ = parser.parse_known_args()
+found = run(args.model, args.dataset, config_file_list=args.config_files.split())
+print(__name__, sys.argv[1:], helper.VALUE, sorted(found["test_result"]))
 """
 
 
-def test_stock_run_recbole_finds_our_models(shop: Path, tmp_path: Path) -> None:
-    assert python(STOCK, tmp_path).strip().endswith("done")
-    assert list((tmp_path / "saved").glob("DIMO-*.safetensors"))
+def test_exec_runs_a_stock_script(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "run_recbole.py").write_text(SCRIPT)
+    (tmp_path / "helper.py").write_text("VALUE = 7\n")
+    (tmp_path / "mine.yaml").write_text(
+        "data_path: dataset\nshow_progress: false\nembedding_size: 8\nn_heads: 2\nn_layers: 1\n"
+        "state: ERROR\ntopk: [10]\n"
+    )
+    code = """
+        import sys
+        from recbole_tpad.cli import main
+        argv, path = list(sys.argv), list(sys.path)
+        status = main(["exec", "run_recbole.py", "--model=DIMO", "--dataset=shop", "--epochs=1",
+                       "--config_files=mine.yaml", "--debug", "--version=1"])
+        assert status == 0 and (sys.argv, sys.path) == (argv, path)
+        assert "recbole.model.sequential_recommender.dimo" not in sys.modules
+    """
+    said = python(code, tmp_path).strip().splitlines()[-1]
+    assert said == (
+        "__main__ ['--model=DIMO', '--dataset=shop', '--epochs=1', '--config_files=mine.yaml', "
+        "'--debug', '--version=1'] 7 ['hit@10', 'mrr@10', 'ndcg@10', 'precision@10', 'recall@10']"
+    )
+
+
+def test_exec_without_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from recbole_tpad.cli import main
+
+    assert main(["exec", str(tmp_path / "absent.py")]) == 2
+    assert "absent.py" in capsys.readouterr().err
 
 
 def test_our_run_leaves_numpy_and_recbole_as_they_were(shop: Path, tmp_path: Path) -> None:
     code = """
         import numpy as np
-        from recbole_tpad.bridge.shims import _NUMPY_NAMES
-        before = set(vars(np)) & set(_NUMPY_NAMES)
+        from recbole_tpad.bridge.shims import NUMPY_NAMES
+        before = set(vars(np)) & set(NUMPY_NAMES)
         from recbole_tpad import run_recbole
         run_recbole("Popularity", "shop", None, {"data_path": "dataset"}, saved=False)
-        assert set(vars(np)) & set(_NUMPY_NAMES) == before
+        assert set(vars(np)) & set(NUMPY_NAMES) == before
         from recbole.config import Config
         assert Config._load_internal_config_dict.__module__ == "recbole.config.configurator"
         print("done")

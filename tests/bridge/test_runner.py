@@ -14,12 +14,13 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from safetensors.torch import load_file
 from tiny_data import planted_sessions
 
+from recbole_tpad.bridge.batches import TRIMMED, by_length, trimmed
 from recbole_tpad.bridge.config import SessionConfig
 from recbole_tpad.bridge.dataset import load_data
 from recbole_tpad.bridge.ranking import EvaluationError
 from recbole_tpad.bridge.runner import build_model, load_run, run, run_recbole
 from recbole_tpad.bridge.shims import numpy_names
-from recbole_tpad.bridge.trainer import TRIMMED, SessionTrainer, TrainingError
+from recbole_tpad.bridge.trainer import SessionTrainer, TrainingError
 from recbole_tpad.errors import InputError
 from recbole_tpad.store import write_store
 
@@ -157,11 +158,11 @@ def test_cutting_common_padding_changes_no_score(quick: dict[str, Any], model: s
     rows = loaders.test.collate_fn(
         np.flatnonzero(loaders.test._dataset.inter_feat["item_length"] < 4)
     )
-    trimmed = SessionTrainer(config, built)._trimmed(rows[0])
-    assert trimmed["item_id_list"].shape[1] < rows[0]["item_id_list"].shape[1]
+    cut = trimmed(config, rows[0])
+    assert cut["item_id_list"].shape[1] < rows[0]["item_id_list"].shape[1]
     with torch.no_grad():
         torch.testing.assert_close(
-            built.full_sort_predict(trimmed).view(len(rows[0]), -1)[:, 1:],
+            built.full_sort_predict(cut).view(len(rows[0]), -1)[:, 1:],
             built.full_sort_predict(rows[0]).view(len(rows[0]), -1)[:, 1:],
             rtol=1e-4,
             atol=1e-5,
@@ -182,9 +183,8 @@ def test_masking_the_history_never_lowers_a_rank(quick: dict[str, Any]) -> None:
 
 
 def test_length_bucketing_covers_every_row_once(quick: dict[str, Any]) -> None:
-    config, model, loaders = build(quick, "SASRec", length_bucketing=True)
-    trainer = SessionTrainer(config, model)
-    seen = np.concatenate([b["item_id"].numpy() for b in trainer._by_length(loaders.train)])
+    config, _, loaders = build(quick, "SASRec", length_bucketing=True)
+    seen = np.concatenate([b["item_id"].numpy() for b in by_length(config, loaders.train)])
     expected = loaders.train._dataset.inter_feat["item_id"].numpy()
     np.testing.assert_array_equal(np.sort(seen), np.sort(expected))
     assert run({**quick, "model": "SASRec", "length_bucketing": True}).epochs == 3

@@ -1,0 +1,90 @@
+"""Scores of an evaluation part, batch by batch, and the ranks that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_tpad.bridge.batches import list_field, trimmed
+from recbole_tpad.bridge.ranking import (
+    Ranking,
+    refuse_constant,
+    rows_per_batch,
+    sorted_ranks,
+    target_ranks,
+)
+from recbole_tpad.errors import InputError
+
+
+@torch.no_grad()
+def rank_part(
+    model: Any, config: Any, device: torch.device, eval_data: Any, show_progress: bool = False
+) -> Ranking:
+    """Rank every row's target among all items.
+
+    Rows are scored in the order of their length, so that little padding is computed; the result is
+    in the order of the data set.
+
+    Args:
+        model: a RecBole model; it is switched to evaluation.
+        config: keys ``mask_history``, ``rank_memory_mb``, ``eval_batch_size``,
+            ``rank_by_counting``, ``trim_padding``.
+        device: of the model.
+        eval_data: RecBole's full-ranking loader of a sequential model.
+        show_progress: a progress bar.
+
+    Raises:
+        EvaluationError: NaN scores, or the same score for all items in every row.
+        InputError: the model has no full ranking, or the loader samples candidates.
+    """
+    if not isinstance(eval_data, FullSortEvalDataLoader):
+        raise InputError(
+            "eval_args: mode samples candidates; results here are full rankings. Leave mode out."
+        )
+    model.eval()
+    dataset = eval_data._dataset
+    rows_of = dataset.inter_feat
+    order = np.arange(len(rows_of))
+    if config["trim_padding"] is not False:
+        order = np.argsort(rows_of[config["ITEM_LIST_LENGTH_FIELD"]].numpy(), kind="stable")
+    ranks = np.zeros(len(order), dtype=np.int64)
+    constant = np.zeros(len(order), dtype=np.bool_)
+    ranked = target_ranks if config["rank_by_counting"] is not False else sorted_ranks
+    for rows in tqdm(
+        list(_batches(config, order, dataset.item_num)),
+        desc="Ranking",
+        disable=not show_progress,
+        leave=False,
+    ):
+        interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
+        scores = _scores(model, config, interaction, dataset.item_num)
+        history = interaction[list_field(config)] if config["mask_history"] else None
+        found, same = ranked(scores, interaction[config["ITEM_ID_FIELD"]], history)
+        ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
+    refuse_constant(constant, str(config["model"]))
+    return Ranking(ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy())
+
+
+def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
+    budget = config["rank_memory_mb"] or 512
+    size = rows_per_batch(n_items, budget, int(config["eval_batch_size"]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _scores(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+    try:
+        scores = model.full_sort_predict(interaction)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{config['model']} has no full ranking (full_sort_predict); it cannot be compared "
+            "here."
+        ) from error
+    found: Tensor = scores.detach().reshape(-1, n_items)
+    return found if found.dtype.is_floating_point else found.float()
