@@ -51,7 +51,11 @@ def register() -> None:
             for key, value in overall.items():
                 self.internal_config_dict.setdefault(key, value)
             self.internal_config_dict.update(read_preset("model", model))
-        elif external.get("item_embeddings") is not None and not hasattr(self, "for_json"):
+        elif (
+            external.get("item_embeddings") is not None
+            and not hasattr(self, "for_json")
+            and not getattr(model_class, "takes_item_embeddings", False)
+        ):
             raise InputError(
                 f"RecBole's own run_recbole would ignore item_embeddings for {model}. "
                 "Call recbole_tpad.run_recbole, which takes the same arguments."
