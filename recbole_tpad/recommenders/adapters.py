@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class FeatureAdapter(nn.Module, ABC):
     features: Tensor
     mean: Tensor
     scale: Tensor
+    trained: Tensor
+    output_scale: Tensor
 
     def __init__(self, features: ItemFeatures, size: int) -> None:
         super().__init__()
@@ -40,6 +43,8 @@ class FeatureAdapter(nn.Module, ABC):
             self.register_buffer(name, copied, persistent=False)
         trained = torch.from_numpy(features.trained.copy())
         self.register_buffer("trained", trained, persistent=False)
+        # Persistent: it was fitted to the random start of this very adapter.
+        self.register_buffer("output_scale", torch.ones(()))
         self.size, self.width = size, features.rows.shape[1]
         self.store = features.name
         self.store_sha256 = features.sha256
@@ -53,26 +58,27 @@ class FeatureAdapter(nn.Module, ABC):
     def _rows(self, rows: Tensor) -> Tensor:
         """Map standardised features, (n_items, F), to (n_items, d)."""
 
-    @abstractmethod
-    def output_parameters(self) -> list[Tensor]:
-        """Return the parameters of the last linear map; the output is linear in them."""
-
     def forward(self) -> Tensor:
         """Return every item's vector, shape (n_items, d); the padding row is zero."""
-        return without_padding(self._rows((self.features - self.mean) / self.scale))
+        rows = self._rows((self.features - self.mean) / self.scale)
+        return without_padding(rows) * self.output_scale
 
     @torch.no_grad()
     def rescale(self, rms: float) -> None:
-        """Multiply the output so that the rows of trained items have this root mean square."""
+        """Multiply the output so that the rows of trained items have this root mean square.
+
+        A constant factor, not smaller weights: one optimiser step then changes small rows less
+        than large ones, where it would move smaller weights as far as large ones.
+        """
         mode = self.training
         self.eval()
         rows = self()
         self.train(mode)
-        seen: Any = self.trained
-        now = float(rows[seen].pow(2).mean().sqrt()) if bool(seen.any()) else 0.0
+        if bool(self.trained.any()):
+            rows = rows[self.trained]
+        now = float(rows.pow(2).mean().sqrt())
         if now > 0:
-            for parameter in self.output_parameters():
-                parameter.mul_(rms / now)
+            self.output_scale.mul_(rms / now)
 
 
 class MlpAdapter(FeatureAdapter):
@@ -89,10 +95,6 @@ class MlpAdapter(FeatureAdapter):
         found: Tensor = self.output(self.activation(self.hidden(self.norm(rows))))
         return found
 
-    def output_parameters(self) -> list[Tensor]:
-        """Return weight and bias of the last layer."""
-        return [self.output.weight, self.output.bias]
-
 
 class LinearAdapter(FeatureAdapter):
     """One linear map of the standardised features."""
@@ -105,29 +107,27 @@ class LinearAdapter(FeatureAdapter):
         found: Tensor = self.output(rows)
         return found
 
-    def output_parameters(self) -> list[Tensor]:
-        """Return weight and bias."""
-        return [self.output.weight, self.output.bias]
-
 
 class PcaAdapter(LinearAdapter):
-    """One linear map that starts as the whitened PCA of the training items' features.
+    """One linear map of the whitened PCA of the features, cut to d; it starts as the identity.
 
-    Features are centred, not standardised: whitening itself evens out the directions. Where the
-    features have fewer than d directions the other output columns start at zero.
+    The PCA is fitted on training items; together with the map it is one linear map of the
+    features, but better conditioned than their own columns. Where the features have fewer than d
+    directions the other output columns start at zero.
     """
 
     def __init__(self, features: ItemFeatures, size: int) -> None:
-        super().__init__(features, size)
         pca = fit_whitened_pca(features.seen_rows(), size, features.widths)
+        whitened = pca(features.rows).astype(np.float32)
+        whitened[0] = 0
+        super().__init__(replace(features, rows=whitened, widths=(whitened.shape[1],)), size)
         with torch.no_grad():
             self.output.bias.zero_()
-            self.output.weight.zero_()
-            self.output.weight[: len(pca.directions)] = torch.from_numpy(pca.directions).float()
+            nn.init.eye_(self.output.weight)
 
     @staticmethod
     def _standardisation(seen: Any) -> tuple[Any, Any]:
-        return seen.mean(axis=0, dtype=np.float64), np.ones(seen.shape[1])
+        return np.zeros(seen.shape[1]), np.ones(seen.shape[1])
 
 
 class MoeAdapter(FeatureAdapter):
@@ -158,10 +158,6 @@ class MoeAdapter(FeatureAdapter):
         whitened = (rows @ flat).view(len(rows), self.experts, self.size)
         shift = torch.einsum("kf,kfd->kd", self.bias, self.weight)
         return torch.einsum("nk,nkd->nd", gates, whitened - shift)
-
-    def output_parameters(self) -> list[Tensor]:
-        """Return the experts' weights."""
-        return [self.weight]
 
 
 ADAPTERS = ("mlp", "linear", "pca", "moe")
