@@ -14,7 +14,17 @@ import recbole_tpad
 from recbole_tpad.cli import build_parser, main
 from recbole_tpad.store import open_store
 
-COMMANDS = ["convert", "images", "keywords", "embed", "run", "evaluate", "report", "demo"]
+COMMANDS = [
+    "convert",
+    "images",
+    "keywords",
+    "embed",
+    "embeddings",
+    "run",
+    "evaluate",
+    "report",
+    "demo",
+]
 
 
 @pytest.fixture(scope="module")
