@@ -46,6 +46,12 @@ def register() -> None:
     def load_with_ours(self: Any, model: str, model_class: Any, dataset: str) -> None:
         original(self, model, model_class, dataset)
         external = self.external_config_dict
+        adjusts = external.get("embedding_kernel") or external.get("cold_items", "score") != "score"
+        if adjusts and not hasattr(self, "for_json"):
+            raise InputError(
+                "RecBole's own run_recbole would ignore cold_items and embedding_kernel. "
+                "Call recbole_tpad.run_recbole, which takes the same arguments."
+            )
         if model in OUR_MODELS:
             overall = read_yaml(properties_dir() / "overall.yaml")
             for key, value in overall.items():

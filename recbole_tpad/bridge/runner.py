@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from recbole.utils import init_seed
 
+from recbole_tpad.bridge.adjustments import cold_rates, fit_adjustments
 from recbole_tpad.bridge.checkpoints import read_checkpoint, restore
 from recbole_tpad.bridge.config import SessionConfig, parse_value
 from recbole_tpad.bridge.dataset import Loaders, load_data
@@ -24,6 +25,7 @@ from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
+from recbole_tpad.recommenders.score_adjustments import attach_score_adjustments
 from recbole_tpad.recommenders.sessions import training_item_counts
 
 logger = logging.getLogger("recbole_tpad")
@@ -37,7 +39,9 @@ class RunResult:
     Attributes:
         metrics, valid: HR@k and NDCG@k on the test and on the validation part (best epoch).
         slices: test metrics by training frequency of the target: ``warm`` (≥ 5), ``rare``
-            (1 to 4), ``unseen`` (0), each with its number of ``rows``.
+            (1 to 4), ``unseen`` (0), each with its number of ``rows``; with item embeddings and
+            cold targets also the rates of `cold_rates`.
+        adjustments: what was chosen after training: ``kernel_weight``, ``cold_shift``, ….
         seconds: wall-clock time of training and evaluation, without reading the data.
         peak_mb: peak memory; on a GPU what torch allocated, else the process's resident peak.
         parameters: trainable parameters.
@@ -63,6 +67,7 @@ class RunResult:
     best_epoch: int
     curve: list[dict[str, Any]]
     error: str | None = None
+    adjustments: dict[str, float] = field(default_factory=dict)
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     targets: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -149,6 +154,7 @@ def build_model(config: SessionConfig, train: Any) -> Any:
     model = config.model_class(config, train).to(config["device"])
     if not getattr(config.model_class, "takes_item_embeddings", False):
         attach_item_embeddings(model, config, train)
+    attach_score_adjustments(model, config, train)
     return model
 
 
@@ -202,6 +208,7 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
         best, best_valid = trainer.fit(
             loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch
         )
+    adjustments = fit_adjustments(config, model, trainer, loaders, saved=saved)
     ranking = trainer.rank(loaders.test, show)
     seconds = time.perf_counter() - start
     test = trainer._recbole_result(ranking)
@@ -210,6 +217,9 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     item_token = train.field2id_token[train.iid_field]
     session_token = train.field2id_token[train.uid_field]
     topk = sorted({*TOPK, *config["topk"]})
+    slices = slices_by_frequency(ranking.ranks, counts, topk)
+    for name, rates in cold_rates(config, model, loaders).items():
+        slices[name].update(rates)
     store = config["item_embeddings"]
     return RunResult(
         model=str(config["model"]),
@@ -217,7 +227,8 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
         seed=seed,
         metrics=metrics_at(ranking.ranks, topk),
         valid=dict(trainer.curve[trainer.best_epoch].get("valid", {})),
-        slices=slices_by_frequency(ranking.ranks, counts, topk),
+        slices=slices,
+        adjustments=adjustments,
         seconds=seconds,
         peak_mb=_peak_mb(config["device"] if on_gpu else None),
         loss=str(config["loss_type"] or "model's own") if trained else "none",

@@ -108,20 +108,24 @@ def _item_table(model: Any, n_items: int, table: str | None) -> tuple[str, nn.Em
     name = type(model).__name__
     refusal = f"{name} cannot take item_embeddings: "
     wanted = table or getattr(model, "item_table", None)
-    found = {path: m for path, m in model.named_modules() if _is_item_table(path, m, n_items)}
-    if wanted is None and "item_embedding" not in found and len(found) == 1:
+    found = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if _is_item_table(path, module, n_items)
+    }
+    if wanted is None and len(set(found.values())) == 1:
         wanted = next(iter(found))
     path = wanted or "item_embedding"
     if path in found:
         return path, found[path]
     if not found:
         raise InputError(refusal + "it has no embedding table of its items." + _REMEDY)
+    listed = ", ".join(found)
     if wanted is not None:
         raise InputError(
-            refusal + f"'{wanted}' is no table of {n_items} items; "
-            f"tables it has: {', '.join(found)}."
+            refusal + f"'{wanted}' is no table of {n_items} items; tables it has: {listed}."
         )
-    raise InputError(refusal + f"its items live in several tables, {', '.join(found)}." + _REMEDY)
+    raise InputError(refusal + f"its items live in several tables, {listed}." + _REMEDY)
 
 
 def _is_item_table(path: str, module: nn.Module, n_items: int) -> bool:

@@ -13,7 +13,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.item_embeddings import FusedItemEmbedding
 from recbole_tpad.store import open_store, write_store
 
-MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE"]
+MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE", "SHAN", "FOSSIL", "BERT4Rec"]
 
 
 def save_store(shop: Path, name: str, **changes: Any) -> None:
@@ -128,8 +128,11 @@ def test_shuffled_features_and_modalities_change_the_scores(build: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("FPMC", "no embedding table named 'item_embedding'"),
-        ("BERT4Rec", "rows for 32 items"),
+        ("FPMC", "several tables, IU_emb, LI_emb, IL_emb"),
+        ("HGN", "items also live in item_embedding_for_prediction"),
+        ("NPE", "items also live in embedding_seq_item"),
+        ("TransRec", "items also live in bias"),
+        ("RepeatNet", "items also live in explore_recommendation_decoder.matrix_for_explore"),
         ("Popularity", "no embedding table"),
     ],
 )
@@ -176,6 +179,11 @@ def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
     [
         ({"item_embeddings_fusion": "ad"}, "Did you mean 'add'"),
         ({"id_dropout": 1.0}, "id_dropout"),
+        ({"id_dropout": 0.1, "item_embeddings_fusion": "init"}, "id_dropout has no meaning"),
+        ({"adapter": "pac"}, "Did you mean 'pca'"),
+        ({"adapter": "moe", "adapter_experts": 0}, "adapter_experts"),
+        ({"adapter": "mlp", "item_embeddings_fusion": "init"}, "would be ignored"),
+        ({"item_embeddings_scale": -1.0}, "item_embeddings_scale"),
         ({"item_embeddings_modalities": ["txt"]}, "Did you mean 'text'"),
     ],
 )
