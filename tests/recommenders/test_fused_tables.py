@@ -269,7 +269,7 @@ def test_mask_token_rows_stay_id_rows_and_biases_of_unseen_items_do_not_move(bui
         model.calculate_loss(loaders.train.collate_fn(np.arange(32))).backward()
         optimizer.step()
     assert (fused.weight[n_items] - mask_row).abs().max() > 1e-4
-    assert float(model.output_bias[cold]) == 0
+    assert float(model.output_bias[cold].detach()) == 0
     assert bool((model.output_bias[1:] != 0).sum() >= n_items - 3)
 
 
