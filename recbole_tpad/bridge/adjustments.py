@@ -57,12 +57,18 @@ def fit_adjustments(
     if found.mode == "calibrated":
         train = loaders.train._dataset
         given = config["cold_share"]
-        share = unseen_share(training_item_counts(train)) if given is None else float(given)
+        continued = _continues(train, loaders.valid._dataset)
+        if given is None:
+            sessions = training_sessions(train)[1]
+            share = unseen_share(sessions, train.item_num, last_items=continued)
+        else:
+            share = float(given)
         if not 0 <= share <= 1:
             raise InputError(f"cold_share={given} must be in [0, 1].")
         k = max(config["topk"])
         shifts = [
-            entry_shifts(scores, found.cold, k) for scores in _after_sessions(config, model, train)
+            entry_shifts(scores, found.cold, k)
+            for scores in _training_scores(config, model, train, whole=continued)
         ]
         chosen["cold_share"] = share
         chosen["cold_shift"] = calibrated_shift(torch.cat(shifts), share)
@@ -92,9 +98,20 @@ def _kernel_weight(config: Any, found: ScoreAdjustments, trainer: Any, valid: An
     return best
 
 
+def _continues(train: Any, valid: Any) -> bool:
+    """Return whether valid goes on with the sessions of train, as leave-one-out does."""
+    users = valid.inter_feat[valid.uid_field].numpy()
+    known = train.inter_feat[train.uid_field].numpy()
+    return bool(np.isin(users, known).mean() > 0.5)
+
+
 @torch.no_grad()
-def _after_sessions(config: Any, model: Any, train: Any) -> Iterator[Tensor]:
-    """Yield scores after whole training sessions, contexts whose next item training never saw."""
+def _training_scores(config: Any, model: Any, train: Any, *, whole: bool) -> Iterator[Tensor]:
+    """Yield scores on training sessions, cut as the test part cuts its own.
+
+    Args:
+        whole: the context is the whole session; otherwise all but its last item.
+    """
     users, sessions = training_sessions(train)
     rng = np.random.default_rng(int(config["seed"]))
     picked = rng.permutation(len(sessions))[:_SESSIONS]
@@ -102,7 +119,8 @@ def _after_sessions(config: Any, model: Any, train: Any) -> Iterator[Tensor]:
     lists = np.zeros((len(picked), width), dtype=np.int64)
     lengths = np.zeros(len(picked), dtype=np.int64)
     for row, index in enumerate(picked):
-        last = sessions[index][-width:]
+        session = sessions[index] if whole else sessions[index][:-1]
+        last = session[-width:]
         lists[row, : len(last)], lengths[row] = last, len(last)
     for start in range(0, len(picked), _ROWS):
         rows = slice(start, start + _ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 Ids = npt.NDArray[np.int64]
+_HIDDEN_PART = 10  # one of so many sessions
 
 
 class ColdErrors(NamedTuple):
@@ -35,18 +37,32 @@ class ColdErrors(NamedTuple):
         return ColdErrors(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def unseen_share(counts: Ids) -> float:
-    """Estimate the share of coming interactions that go to items never seen so far.
+def unseen_share(sessions: Sequence[Ids], n_items: int, *, last_items: bool) -> float:
+    """Estimate the share of targets that training never saw, by splitting training once more.
 
-    Good and Turing's estimate: items seen once over interactions seen (I. J. Good, Biometrika
-    1953). It supposes that the future is drawn like the past; a catalogue that grows faster than
-    it did needs a number of its own.
+    What is hidden stands for the test part, what is left for training; the share of hidden
+    targets whose item is not left is the estimate. It sees less than the real training part
+    does, so it errs upwards, and it supposes that items arrive as they did.
 
     Args:
-        counts: training interactions of each item, (n_items,).
+        sessions: item ids of each training session, in the data set's order (by time where the
+            split is chronological).
+        n_items: including padding.
+        last_items: hide the last item of every session, as leave-one-out does; otherwise the
+            last tenth of the sessions, whose last items are the targets.
     """
-    total = int(counts.sum())
-    return float((counts == 1).sum()) / total if total else 0.0
+    if last_items:
+        left = [session[:-1] for session in sessions]
+        targets = [session[-1] for session in sessions if len(session)]
+    else:
+        first = len(sessions) - len(sessions) // _HIDDEN_PART
+        left = list(sessions[:first])
+        targets = [session[-1] for session in sessions[first:] if len(session)]
+    if not targets:
+        return 0.0
+    known = np.zeros(n_items, dtype=np.bool_)
+    known[np.concatenate([np.zeros(0, dtype=np.int64), *left])] = True
+    return float((~known[np.array(targets)]).mean())
 
 
 def entry_shifts(scores: Tensor, cold: Tensor, k: int) -> Tensor:

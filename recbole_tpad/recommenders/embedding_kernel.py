@@ -42,9 +42,10 @@ class EmbeddingKernel:
         neighbours: int,
     ) -> None:
         self.n_items = len(rows)
+        # Two factors: their product would have some neighbours times as many entries.
         kernel = similarity_kernel(rows, trained, temperature, neighbours)
-        counts = cooccurrence_counts(sessions, self.n_items)
-        self._smoothed: Any = (counts @ kernel).tocsr()
+        self._kernel: Any = kernel.astype(np.float32)
+        self._counts: Any = cooccurrence_counts(sessions, self.n_items).astype(np.float32)
 
     def log_scores(self, item_seq: Tensor) -> Tensor:
         """Return log(1 + n · p(j | context)), (B, n_items): 0 where nothing is known.
@@ -55,13 +56,13 @@ class EmbeddingKernel:
         rows, columns = torch.nonzero(item_seq != 0, as_tuple=True)
         context = item_seq[rows, columns].cpu().numpy()
         members = sparse.csr_matrix(
-            (np.ones(len(context)), (rows.cpu().numpy(), context)),
+            (np.ones(len(context), dtype=np.float32), (rows.cpu().numpy(), context)),
             shape=(item_seq.shape[0], self.n_items),
         )
-        mass = (members @ self._smoothed).toarray()
+        mass = (members @ self._counts @ self._kernel).toarray()
         total = mass.sum(axis=1, keepdims=True)
         share = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
-        return torch.from_numpy(np.log1p(self.n_items * share)).float().to(item_seq.device)
+        return torch.from_numpy(np.log1p(self.n_items * share)).to(item_seq.device)
 
 
 def similarity_kernel(

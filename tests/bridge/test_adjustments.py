@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_data import write_data_set
 
 from recbole_tpad.bridge.adjustments import KERNEL_WEIGHTS
 from recbole_tpad.bridge.runner import load_run, run
@@ -113,3 +114,73 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
 def test_bad_keys_are_refused(quick: dict[str, Any], keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run({**quick, "model": "GRU4Rec", "epochs": 1, **keys})
+
+
+def circle_shop(path: Path, seed: int = 0) -> None:
+    """60 items on a circle, each mostly followed by its neighbours; every fifth is sold late.
+
+    The late items are never in training; about a tenth of the test sessions end with one.
+    """
+    rng = np.random.default_rng(seed)
+    late = set(range(0, 60, 5))
+
+    def walk(name: str, end_late: bool, allow_late: bool) -> tuple[str, list[str]]:
+        while True:
+            items = [int(rng.integers(60))]
+            for _ in range(int(rng.integers(2, 6))):
+                items.append((items[-1] + int(rng.choice([-1, 1, 2, -2]))) % 60)
+            head = not set(items[:-1]) & late
+            if head and ((items[-1] in late) == end_late) and (allow_late or items[-1] not in late):
+                return name, [f"c{k:02d}" for k in items]
+
+    train = [walk(f"t{n:04d}", False, False) for n in range(900)]
+    valid = [walk(f"v{n:04d}", False, False) for n in range(100)]
+    test = [walk(f"x{n:04d}", n % 10 == 0, True) for n in range(400)]
+    folder = write_data_set(path, "circle", train, valid, test)
+    angles = np.arange(60) * 2 * np.pi / 60
+    waves = [f(k * angles) for k in (1, 2, 3, 5) for f in (np.cos, np.sin)]
+    write_store(
+        folder / "embeddings" / "circle",
+        [f"c{k:02d}" for k in range(60)],
+        {"circle": np.stack(waves, axis=1)},
+        role="other",
+        generator="import",
+        dataset="circle",
+        split_fingerprint=None,
+        inputs={},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["add", "init"])
+def test_calibrated_cold_items_hold_their_share_on_unseen_sessions(
+    tmp_path: Path, quick: dict[str, Any], fusion: str
+) -> None:
+    circle_shop(tmp_path)
+    keys = {
+        **quick,
+        "data_path": str(tmp_path),
+        "dataset": "circle",
+        "model": "GRU4Rec",
+        "epochs": 15,
+        "learning_rate": 0.003,
+        "item_embeddings": "circle",
+        "item_embeddings_fusion": fusion,
+        "mask_history": True,
+    }
+    found = {
+        share: run({**keys, "cold_items": "calibrated", "cold_share": share})
+        for share in (0.02, 0.1, 0.5)
+    }
+    for share, result in found.items():
+        # Fitted on training sessions, counted on test sessions.
+        assert result.slices["unseen"]["cold_places@10"] == pytest.approx(share, rel=0.25, abs=0.01)
+    flooding = [found[s].slices["warm"]["flooding@10"] for s in (0.02, 0.1, 0.5)]
+    burying = [found[s].slices["unseen"]["burying@10"] for s in (0.02, 0.1, 0.5)]
+    assert flooding == sorted(flooding)
+    assert burying == sorted(burying, reverse=True)
+    assert flooding[0] < 0.25
+    assert burying[2] < 0.25
+    truth, excluded = found[0.1], run({**keys, "cold_items": "exclude"})
+    assert excluded.slices["unseen"]["HR@10"] == 0
+    assert truth.slices["unseen"]["HR@10"] > 0.1
