@@ -181,6 +181,7 @@ def test_vectors_come_and_go_from_the_command_line(
     assert "every one of 24 items" in capsys.readouterr().out
     out = tmp_path / "out.itememb"
     assert main(["embeddings", "export", *shop, "mine", "--output", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
     assert out.read_text().splitlines()[:2] == [
         "item_emb_id:token\titem_emb:float_seq",
         "i00\t1 0.5",

@@ -179,7 +179,8 @@ def _check_rows(
                 f"{source}: '{name}' has {len(array)} rows for {len(ids)} item ids; they must be "
                 "in the same order, one id a row."
             )
-        half = array.astype(np.float16)
+        with np.errstate(over="ignore"):  # named below
+            half = array.astype(np.float16)
         finite = np.isfinite(half).all(axis=1)
         bad = [ids[k] for k in np.flatnonzero(~finite)]
         if bad:
