@@ -216,22 +216,28 @@ def initial_rows(features: ItemFeatures, size: int, rms: float) -> Tensor:
 class InitialisedItemEmbedding(FusedItemEmbedding):
     """``init``: a plain trainable table that starts as `initial_rows`.
 
-    An item that never occurs in training keeps its PCA row for good: no gradient reaches it.
+    An item that never occurs in training keeps its PCA row for good: no gradient and no weight
+    decay reaches it.
 
     Args:
         features: aligned features.
         rms: root mean square the rows of trained items start with.
     """
 
+    unseen_rows: Tensor
+
     def __init__(self, features: ItemFeatures, rms: float, size: int, **common: Any) -> None:
         super().__init__(size=size, **common)
         self.id_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
+        start = initial_rows(features, size, rms)
         with torch.no_grad():
-            self.id_embedding.weight.copy_(initial_rows(features, size, rms))
+            self.id_embedding.weight.copy_(start)
+        # Not persistent: it follows from the features alone.
+        self.register_buffer("unseen_rows", start * (1 - self.id_mask), persistent=False)
         self.store, self.store_sha256 = features.name, features.sha256
 
     def _rows(self, kept: Tensor) -> Tensor:
-        return self.id_embedding.weight
+        return self.id_embedding.weight * kept + self.unseen_rows
 
 
 _ADAPTED: dict[str, type[_WithAdapter]] = {
