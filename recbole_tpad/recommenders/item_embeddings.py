@@ -15,6 +15,11 @@ from recbole_tpad.recommenders.item_features import Settings, load_item_features
 __all__ = ["FUSIONS", "attach_item_embeddings"]
 
 _REMEDY = " Use a model with one item table (SASRec, GRU4Rec, …) or DIMO."
+# RecBole's models that were read: one table, whatever else happens to have n_items rows.
+_ONE_TABLE = {
+    "BERT4Rec", "CORE", "Caser", "FDSA", "FEARec", "FOSSIL", "GCSAN", "GRU4Rec", "GRU4RecF", "HRM",
+    "LightSANs", "NARM", "NextItNet", "SASRec", "SASRecF", "SHAN", "SINE", "SRGNN", "STAMP",
+}  # fmt: skip
 _NOT_ITEMS = ("user", "position")  # tables of these may have as many rows as there are items
 
 
@@ -136,6 +141,9 @@ def _is_item_table(path: str, module: nn.Module, n_items: int) -> bool:
 
 
 def _refuse_other_places(model: Any, table: nn.Embedding, n_items: int) -> None:
+    cls = type(model)
+    if cls.__module__.startswith("recbole.model.") and cls.__name__ in _ONE_TABLE:
+        return
     others = []
     for path, module in model.named_modules():
         if module is table or any(word in path for word in _NOT_ITEMS):
@@ -146,8 +154,8 @@ def _refuse_other_places(model: Any, table: nn.Embedding, n_items: int) -> None:
             others.append(path)
     for path, parameter in model.named_parameters():
         holder = model.get_submodule(path.rpartition(".")[0])
-        plain = not isinstance(holder, nn.Embedding | nn.Linear)
-        if plain and parameter.dim() > 1 and len(parameter) == n_items and "user" not in path:
+        own = not type(holder).__module__.startswith("torch.nn.")
+        if own and parameter.dim() > 1 and len(parameter) == n_items and "user" not in path:
             others.append(path)
     if others:
         raise InputError(

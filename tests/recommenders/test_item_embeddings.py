@@ -141,6 +141,12 @@ def test_models_that_would_ignore_them_are_refused(build: Any, model: str, messa
         build(model, item_embeddings="content")
 
 
+def test_a_layer_as_wide_as_the_catalogue_is_no_item_table(build: Any) -> None:
+    keys = {"hidden_size": 64, "inner_size": 32}  # there are 32 items as well
+    _, model, _ = build("SASRec", item_embeddings="content", **keys)
+    assert isinstance(model.item_embedding, FusedItemEmbedding)
+
+
 def test_refused_stores(build: Any, shop: Path) -> None:
     save_store(shop, "teacher", role="T")
     save_store(shop, "foreign", split_fingerprint="0" * 64)
