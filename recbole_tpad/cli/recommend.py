@@ -55,6 +55,8 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
         f"  {result.epochs} epochs (best {result.best_epoch}), {result.seconds:.1f} s, "
         f"{result.parameters:,} parameters, loss {result.loss}"
     )
+    for name, value in result.adjustments.items():
+        print(f"  {name} {value:.4g}")
     if result.checkpoint:
         print(f"  checkpoint {result.checkpoint}")
 
