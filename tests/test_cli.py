@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ COMMANDS = [
     "images",
     "keywords",
     "embed",
+    "embeddings",
     "run",
     "exec",
     "explain",
@@ -76,6 +78,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["convert"], "SOURCE"),
         (["convert", "amazn"], "amazn"),
         (["embed"], "--dataset"),
+        (["embeddings"], "ACTION"),
+        (["embeddings", "imprt"], "imprt"),
+        (["embeddings", "import", "--dataset", "shop", "--name", "x"], "--array"),
         (["embed", "--dataset", "shop"], "--generator"),
         (["images", "--dataset", "shop", "--form", "x"], "--from"),
         (["demo", "--fold=x"], "Unknown option '--fold'. Did you mean '--folder'"),
@@ -162,6 +167,31 @@ def test_embedding_from_the_command_line(
     assert re.search(r"control: 24 items, random 5, role other\n", capsys.readouterr().out)
     store = open_store(data_path / "shop" / "embeddings" / "control")
     assert store.manifest.modalities == {"random": 5}
+
+
+def test_vectors_come_and_go_from_the_command_line(
+    data_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = ["--dataset", "shop", "--data_path", str(data_path), "--name"]
+    lines = [f"i{k:02d} {k + 1} 0.5\n" for k in reversed(range(24))]
+    (tmp_path / "v.txt").write_text("".join(lines))
+    assert main(["embeddings", "import", *shop, "mine", "--array", str(tmp_path / "v.txt")]) == 0
+    assert "mine: 24 items, vectors 2, role other" in capsys.readouterr().out
+    assert main(["embeddings", "info", *shop, "mine"]) == 0
+    assert json.loads(capsys.readouterr().out)["modalities"] == {"vectors": 2}
+    assert main(["embeddings", "verify", *shop, "mine"]) == 0
+    assert "every one of 24 items" in capsys.readouterr().out
+    out = tmp_path / "out.itememb"
+    assert main(["embeddings", "export", *shop, "mine", "--output", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_text().splitlines()[:2] == [
+        "item_emb_id:token\titem_emb:float_seq",
+        "i00\t1 0.5",
+    ]
+    assert "no known format" in fails(
+        capsys, "embeddings", "export", *shop, "mine", "--output", tmp_path / "out.csv"
+    )
+    assert "Did you mean 'mine'" in fails(capsys, "embeddings", "verify", *shop, "min")
 
 
 def test_keywords_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

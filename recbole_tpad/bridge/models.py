@@ -108,8 +108,10 @@ def model_class(name: str) -> Any:
 def build_model(config: Any, train: Any) -> Any:
     """Build the configured model on RecBole's training data set, with its item embeddings."""
     from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
+    from recbole_tpad.recommenders.score_adjustments import attach_score_adjustments
 
     model = config.model_class(config, train).to(config["device"])
     if not getattr(config.model_class, "takes_item_embeddings", False):
         attach_item_embeddings(model, config, train)
+    attach_score_adjustments(model, config, train)
     return model

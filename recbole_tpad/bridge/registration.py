@@ -137,8 +137,13 @@ def _with_ours(original: Any) -> Any:
         if hasattr(self, "for_json"):
             return  # ours; it reads its own layers
         internal, external = self.internal_config_dict, self.external_config_dict
+        if external.get("embedding_kernel") or external.get("cold_items", "score") != "score":
+            raise InputError(
+                "RecBole's own run_recbole would ignore cold_items and embedding_kernel. "
+                "Call recbole_tpad.run_recbole, which takes the same arguments."
+            )
         ours = model in OUR_MODELS
-        takes = ours and getattr(model_class, "takes_item_embeddings", False)
+        takes = getattr(model_class, "takes_item_embeddings", False)
         if external.get("item_embeddings") is not None and not takes:
             raise InputError(
                 f"RecBole's own run_recbole would ignore item_embeddings for {model}. "

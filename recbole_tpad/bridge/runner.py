@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from recbole.utils import init_seed
 
+from recbole_tpad.bridge.adjustments import cold_rates, fit_adjustments
 from recbole_tpad.bridge.config import SessionConfig, parse_value
-from recbole_tpad.bridge.dataset import load_data
+from recbole_tpad.bridge.dataset import Loaders, load_data
 from recbole_tpad.bridge.models import build_model
 from recbole_tpad.bridge.ranking import Ranking, metrics_at, slices_by_frequency
 from recbole_tpad.bridge.saved_runs import load_run
@@ -38,7 +39,9 @@ class RunResult:
     Attributes:
         metrics, valid: HR@k and NDCG@k on the test and on the validation part (best epoch).
         slices: test metrics by training frequency of the target: ``warm`` (≥ 5), ``rare``
-            (1 to 4), ``unseen`` (0), each with its number of ``rows``.
+            (1 to 4), ``unseen`` (0), each with its number of ``rows``; with item embeddings and
+            cold targets also the rates of `cold_rates`.
+        adjustments: what was chosen after training: ``kernel_weight``, ``cold_shift``, ….
         seconds: wall-clock time of training and evaluation, without reading the data.
         peak_mb: peak memory; on a GPU what torch allocated, else the process's resident peak.
         parameters: trainable parameters.
@@ -66,6 +69,7 @@ class RunResult:
     curve: list[dict[str, Any]]
     mask_history: bool = False
     error: str | None = None
+    adjustments: dict[str, float] = field(default_factory=dict)
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     targets: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -159,7 +163,8 @@ def evaluate_saved_run(
         checkpoint, config_dict, trust_checkpoint: see `load_run`.
 
     Returns:
-        The result; ``epochs`` is 0 and ``best_epoch`` -1, since nothing was trained here.
+        The result; ``epochs`` is 0, ``best_epoch`` -1 and ``adjustments`` empty, since nothing
+        was trained or chosen here.
 
     Raises:
         InputError: see `load_run`.
@@ -170,7 +175,7 @@ def evaluate_saved_run(
     with numpy_names():
         ranking = trainer.rank(loaders.test, bool(config["show_progress"]))
     seconds = time.perf_counter() - start
-    return _result(config, trainer, loaders.train._dataset, ranking, seconds, str(checkpoint))
+    return _result(config, trainer, loaders, ranking, {}, seconds, str(checkpoint))
 
 
 def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
@@ -186,10 +191,11 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     trainer = SessionTrainer(config, build_model(config, train))
     show = bool(config["show_progress"])
     trainer.fit(loaders.train, loaders.valid, saved=saved, show_progress=show, callback_fn=on_epoch)
+    adjustments = fit_adjustments(config, trainer.model, trainer, loaders, saved=saved)
     ranking = trainer.rank(loaders.test, show)
     seconds = trainer.seconds_before + time.perf_counter() - start
     file = str(trainer.saved_model_file) if saved else None
-    result = _result(config, trainer, train, ranking, seconds, file)
+    result = _result(config, trainer, loaders, ranking, adjustments, seconds, file)
     trainer.forget_state()
     return result
 
@@ -197,17 +203,21 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
 def _result(
     config: Any,
     trainer: SessionTrainer,
-    train: Any,
+    loaders: Loaders,
     ranking: Ranking,
+    adjustments: dict[str, float],
     seconds: float,
     checkpoint: str | None,
 ) -> RunResult:
-    model, curve = trainer.model, trainer.curve
+    model, curve, train = trainer.model, trainer.curve, loaders.train._dataset
     trained = getattr(model, "is_trained", True)
     counts = training_item_counts(train)[ranking.targets]
     item_token = train.field2id_token[train.iid_field]
     session_token = train.field2id_token[train.uid_field]
     topk = sorted({*TOPK, *config["topk"]})
+    slices = slices_by_frequency(ranking.ranks, counts, topk)
+    for name, rates in cold_rates(config, model, loaders).items():
+        slices[name].update(rates)
     store = config["item_embeddings"]
     best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}
     return RunResult(
@@ -216,7 +226,8 @@ def _result(
         seed=int(config["seed"]),
         metrics=metrics_at(ranking.ranks, topk),
         valid=dict(best.get("valid", {})),
-        slices=slices_by_frequency(ranking.ranks, counts, topk),
+        slices=slices,
+        adjustments=adjustments,
         seconds=seconds,
         peak_mb=_peak_mb(config["device"] if config["device"].type == "cuda" else None),
         loss=str(config["loss_type"] or "model's own") if trained else "none",

@@ -1,11 +1,13 @@
-"""Commands on item embeddings: embed."""
+"""Commands on item embeddings: embed, embeddings."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
-from recbole_tpad.cli.parser import Commands, Overrides, add_dataset
+from recbole_tpad.cli.parser import Command, Commands, Overrides, add_dataset
 
 
 def add_commands(commands: Commands) -> None:
@@ -19,6 +21,34 @@ def add_commands(commands: Commands) -> None:
     add_dataset(embed)
     embed.add_argument("--generator", required=True, help="preset name or YAML path")
     embed.add_argument("--name", help="store name; default: the generator's")
+    embeddings = commands.add("embeddings", None, "Bring, take and check item embeddings.")
+    _add_exchange(embeddings)
+
+
+def _add_exchange(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(command=command)
+        add_dataset(made)
+        made.add_argument("--name", required=True, help="store name")
+        return made
+
+    bring = add("import", _import, "Make a store from npy, npz, safetensors, parquet or text.")
+    bring.add_argument("--array", type=Path, required=True, help="file of vectors")
+    bring.add_argument("--ids", type=Path, help="item ids in the order of the rows")
+    bring.add_argument("--id_column", help="array or column of the file that holds the ids")
+    bring.add_argument("--drop_extra", action="store_true", help="leave out unknown items")
+    bring.add_argument("--allow_zero", action="store_true", help="accept rows of zeros")
+    bring.add_argument("--overwrite", action="store_true")
+    take = add("export", _export, "Write a store's vectors; the suffix decides the format.")
+    take.add_argument(
+        "--output", type=Path, required=True, help=".npy .npz .safetensors .parquet .itememb"
+    )
+    take.add_argument("--modalities", help="separated by commas; default: all")
+    add("info", _info, "Print a store's manifest.")
+    add("verify", _verify, "Recompute a store's hashes and compare it with the data set.")
 
 
 def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
@@ -46,3 +76,51 @@ def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
         )
     for warning in run.get("warnings", []):
         print(f"  warning: {warning}", file=sys.stderr)
+
+
+def _import(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.store import import_embeddings
+
+    store = import_embeddings(
+        args.data_path,
+        args.dataset,
+        args.name,
+        args.array,
+        ids=args.ids,
+        id_column=args.id_column,
+        drop_extra=args.drop_extra,
+        allow_zero=args.allow_zero,
+        overwrite=args.overwrite,
+    )
+    manifest = store.manifest
+    sizes = ", ".join(f"{name} {dim}" for name, dim in manifest.modalities.items())
+    print(f"{store.path}: {manifest.items:,} items, {sizes}, role {manifest.role}")
+
+
+def _export(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.store import export_embeddings, find_store
+
+    store = find_store(DatasetFolder.open(args.data_path, args.dataset).path, args.name)
+    modalities = args.modalities.split(",") if args.modalities else None
+    for path in export_embeddings(store, args.output, modalities):
+        print(path)
+
+
+def _info(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.store import find_store
+
+    store = find_store(DatasetFolder.open(args.data_path, args.dataset).path, args.name)
+    content = {"sha256": store.sha256, **store.manifest.to_json()}
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _verify(args: argparse.Namespace, _: Overrides) -> None:
+    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.store import find_store, verify_embeddings
+
+    folder = DatasetFolder.open(args.data_path, args.dataset)
+    store = find_store(folder.path, args.name)
+    for line in verify_embeddings(store, folder):
+        print(f"{store.path.name}: {line}")

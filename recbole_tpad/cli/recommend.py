@@ -89,6 +89,8 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
         f"{result.parameters:,} parameters, loss {result.loss}, a session's own items "
         f"{'left out of' if result.mask_history else 'kept in'} the ranking"
     )
+    for name, value in result.adjustments.items():
+        print(f"  {name} {value:.4g}")
     if result.checkpoint:
         print(f"  checkpoint {result.checkpoint}")
 

@@ -13,7 +13,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import write_json
 from recbole_tpad.generators.base import RunRecord
 from recbole_tpad.generators.registry import make_generator
-from recbole_tpad.store import ItemEmbeddings, open_store, write_store
+from recbole_tpad.store import ItemEmbeddings, open_store, store_path, write_store
 
 
 def embed(
@@ -42,7 +42,7 @@ def embed(
     folder = DatasetFolder.open(data_path, dataset)
     folder.verify_split()
     label = Path(generator).stem
-    path = folder.path / "embeddings" / _store_name(name or label)
+    path = store_path(folder.path, name or label)
     inputs = made.fingerprint(folder)
     # Written last: a run killed before it is completed from its stages.
     if (path / "run.json").is_file():
@@ -75,15 +75,6 @@ def embed(
     }
     write_json(path / "run.json", run)
     return store
-
-
-def _store_name(name: str) -> str:
-    if name != Path(name).name or name.startswith("."):
-        raise InputError(
-            f"'{name}' cannot be a store's name: give a plain name, without folders and without a "
-            "leading dot."
-        )
-    return name
 
 
 def read_run(store: ItemEmbeddings) -> dict[str, Any]:

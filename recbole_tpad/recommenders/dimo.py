@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
 from recbole_tpad.recommenders.dimo_losses import ProxyLoss, criterion_loss
 from recbole_tpad.recommenders.dimo_tables import joined_tables, read_tables
+from recbole_tpad.recommenders.fused_tables import initial_rows
 from recbole_tpad.recommenders.item_features import (
     EvaluationCache,
-    FeatureAdapter,
+    ItemFeatures,
+    Settings,
     load_item_features,
 )
 from recbole_tpad.recommenders.item_graph import (
@@ -138,6 +141,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         self.item_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
         self.adapter: FeatureAdapter | None = None
         self.modality_embedding: nn.Embedding | None = None
+        self.store_sha256: str | None = None
         features = load_item_features(config, dataset)
         if self.variant == "official":
             if features is not None:
@@ -152,7 +156,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         heads, dropout = int(config["n_heads"]), float(config["attn_dropout_prob"])
         self.id_attention = SessionAttention(size, heads, dropout)
         if features is not None:
-            self.adapter = FeatureAdapter(features, int(config["adapter_hidden_size"]), size)
+            self._build_modality_view(Settings(config), features, size)
         self.two_views = self.adapter is not None or self.modality_embedding is not None
         if self.two_views:
             self.modality_attention = SessionAttention(size, heads, dropout)
@@ -192,11 +196,30 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         self.partner_table: Tensor
         self.register_buffer("partner_table", table, persistent=False)
 
+    def _build_modality_view(self, config: Any, features: ItemFeatures, size: int) -> None:
+        fusion, rms = str(config["item_embeddings_fusion"]), (3 * size) ** -0.5
+        if fusion == "init":
+            if config["adapter"] is not None:
+                raise InputError("item_embeddings_fusion 'init' has no adapter; leave it out.")
+            rows = initial_rows(features, size, rms)
+            self.modality_embedding = nn.Embedding.from_pretrained(rows, False, padding_idx=0)
+            self.store_sha256 = features.sha256
+            return
+        if fusion != "add":
+            raise InputError(
+                f"DIMO adds its ID and modality views itself, item_embeddings_fusion '{fusion}' "
+                "would be ignored. Known for DIMO: add, init."
+            )
+        self.adapter = make_adapter(config, features, size)
+        if config["adapter"] not in (None, "mlp"):
+            self.adapter.rescale(rms)
+
     def _initialise(self, size: int) -> None:
         # U(−1/√d, 1/√d) for every weight, the usual choice of session models (assumption).
         bound = size**-0.5
+        from_features = ["adapter."] + (["modality_embedding."] if self.store_sha256 else [])
         for name, parameter in self.named_parameters():
-            if not name.startswith("adapter."):
+            if not name.startswith(tuple(from_features)):
                 nn.init.uniform_(parameter, -bound, bound)
         for embedding in (self.item_embedding, self.modality_embedding):
             if embedding is not None:

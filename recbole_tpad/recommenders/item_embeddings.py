@@ -2,183 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.recommenders.item_features import (
-    EvaluationCache,
-    FeatureAdapter,
-    ItemFeatures,
-    load_item_features,
-    without_padding,
-)
+from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.fused_tables import FUSIONS, FusedItemEmbedding, make_fused_table
+from recbole_tpad.recommenders.item_features import Settings, load_item_features
 
-FUSIONS = ("add",)
-_ID_STD = 1e-3
+__all__ = ["FUSIONS", "attach_item_embeddings"]
 
-
-class FusedItemEmbedding(nn.Module):
-    """A drop-in for a model's item table: trainable ID rows plus adapted frozen features.
-
-    Row i is ``id_i · [i occurs in training] + adapter(features)_i``: an item without a training
-    interaction is its content alone, because its ID row would stay at its random start. ID rows
-    start near zero, so training starts from the content (assumption). ``id_dropout`` drops whole
-    ID rows in training, so that content learns to stand alone.
-
-    While training, items without a training interaction are zero rows: as eternal negatives of a
-    full softmax their content would be pushed down although nothing was observed about it
-    (assumption).
-
-    Args:
-        features: aligned features, (n_items, F).
-        size: d of the model's item table.
-        hidden_size: hidden width of the adapter.
-        id_dropout: probability of dropping an item's ID row in a training step.
-    """
-
-    id_mask: Tensor
-
-    def __init__(
-        self, features: ItemFeatures, size: int, hidden_size: int, id_dropout: float
-    ) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = len(features.rows), size, 0
-        self.id_embedding = nn.Embedding(self.num_embeddings, size, padding_idx=0)
-        nn.init.normal_(self.id_embedding.weight, std=_ID_STD)
-        self.adapter = FeatureAdapter(features, hidden_size, size)
-        self.id_dropout = id_dropout
-        mask = torch.from_numpy(features.trained.copy()).float().unsqueeze(1)
-        self.register_buffer("id_mask", mask, persistent=False)
-        self._scope_depth = 0
-        self._step_table: Tensor | None = None
-        self._cache = EvaluationCache()
-
-    @property
-    def weight(self) -> Tensor:
-        """The fused table, shape (n_items, d); computed once inside a `step`."""
-        if self._step_table is not None:
-            return self._step_table
-        table = self._table()
-        if self._scope_depth:
-            self._step_table = table
-        return table
-
-    def _table(self) -> Tensor:
-        frozen = not self.training and not torch.is_grad_enabled()
-        parameters = list(self.parameters())
-        if frozen:
-            kept = self._cache.get(parameters)
-            if kept is not None:
-                return kept  # type: ignore[no-any-return]
-        mask = self.id_mask
-        if self.training and self.id_dropout > 0:
-            mask = mask * (torch.rand_like(mask) >= self.id_dropout)
-        content: Tensor = self.adapter()
-        if self.training:
-            content = content * self.id_mask
-        table = without_padding(self.id_embedding.weight * mask) + content
-        if frozen:
-            self._cache.put(parameters, table)
-        return table
-
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """Return the rows of `item_ids`, shape (*item_ids.shape, d)."""
-        return functional.embedding(item_ids, self.weight)
-
-    def train(self, mode: bool = True) -> FusedItemEmbedding:
-        """Switch between training and evaluation; training forgets the kept table."""
-        if mode:
-            self._cache.clear()
-        super().train(mode)
-        return self
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Within this scope every use of the table is the same tensor (one adapter pass)."""
-        self._scope_depth += 1
-        try:
-            yield
-        finally:
-            self._scope_depth -= 1
-            if not self._scope_depth:
-                self._step_table = None
+_REMEDY = " Use a model with one item table (SASRec, GRU4Rec, …) or DIMO."
+# RecBole's models that were read: one table, whatever else happens to have n_items rows.
+_ONE_TABLE = {
+    "BERT4Rec", "CORE", "Caser", "FDSA", "FEARec", "FOSSIL", "GCSAN", "GRU4Rec", "GRU4RecF", "HRM",
+    "LightSANs", "NARM", "NextItNet", "SASRec", "SASRecF", "SHAN", "SINE", "SRGNN", "STAMP",
+}  # fmt: skip
+_NOT_ITEMS = ("user", "position")  # tables of these may have as many rows as there are items
 
 
-def attach_item_embeddings(model: Any, config: Any, dataset: Any) -> FusedItemEmbedding | None:
-    """Replace ``model.item_embedding`` by a fused one if the configuration names a store.
+def attach_item_embeddings(
+    model: Any, config: Any, dataset: Any, table: str | None = None
+) -> FusedItemEmbedding | None:
+    """Replace a model's item table by a fused one if the configuration names a store.
 
     The model's ``calculate_loss``, ``predict`` and ``full_sort_predict`` then open one `step`.
+    `recbole_tpad.run_recbole` does this for every model. A model of your own that shall also take
+    them under RecBole's own runner sets ``takes_item_embeddings = True`` and calls
+    ``attach_item_embeddings(self, config, dataset)`` as the last line of its ``__init__``.
 
     Args:
-        model: a RecBole sequential model whose items live in one ``nn.Embedding`` table
-            ``item_embedding`` of n_items rows.
-        config: keys ``item_embeddings``, ``item_embeddings_modalities``,
-            ``item_embeddings_fusion``, ``adapter_hidden_size``, ``id_dropout``.
+        model: a RecBole sequential model with one ``nn.Embedding`` for its items, of n_items rows
+            or more (mask tokens), used for input and scoring alike.
+        config: keys ``item_embeddings``, ``item_embeddings_modalities`` and those of
+            `make_fused_table`.
         dataset: RecBole's built training data set.
+        table: the table's attribute; None: the model's ``item_table`` attribute, else
+            ``item_embedding``, else the only embedding table of that many rows.
 
     Returns:
         The new module, or None where ``item_embeddings`` is null.
 
     Raises:
-        InputError: the model's items live elsewhere (the message says why), bad key values, or
-            the store is refused (see `load_item_features`).
+        InputError: the model's items live elsewhere too (the message says where), bad key
+            values, or the store is refused (see `load_item_features`).
     """
     if config["item_embeddings"] is None:
         return None
-    fusion, dropout = config["item_embeddings_fusion"], float(config["id_dropout"])
-    if fusion not in FUSIONS:
-        raise InputError(
-            f"item_embeddings_fusion='{fusion}' is unknown.{nearest(str(fusion), FUSIONS)} "
-            f"Known: {', '.join(FUSIONS)}."
-        )
-    if not 0 <= dropout < 1:
-        raise InputError(f"id_dropout={dropout} must be in [0, 1).")
-    table = _single_item_table(model, dataset.item_num)
+    attached = [m for m in model.modules() if isinstance(m, FusedItemEmbedding)]
+    if attached:
+        return attached[0]
+    n_items = int(dataset.item_num)
+    path, old = _item_table(model, n_items, table)
+    _refuse_other_places(model, old, n_items)
+    config = Settings(config)
     features = load_item_features(config, dataset)
     if features is None:
         raise AssertionError("a named store always gives features")
-    hidden = int(config["adapter_hidden_size"])
-    fused = FusedItemEmbedding(features, table.embedding_dim, hidden, dropout)
-    fused.to(table.weight.device)
-    model.item_embedding = fused
-    for name in ("calculate_loss", "predict", "full_sort_predict"):
-        setattr(model, name, _in_step(getattr(model, name), fused))
+    with torch.no_grad():
+        rms = float(old.weight[1:n_items].pow(2).mean().sqrt())
+        extra = old.weight[n_items:].detach().cpu()
+    if not rms:
+        raise InputError(
+            f"{type(model).__name__}'s table {path} is all zero, which gives no scale for its "
+            "fused table; set item_embeddings_scale."
+        )
+    fused = make_fused_table(config, features, old.embedding_dim, rms, extra)
+    fused.to(old.weight.device)
+    fused.train(model.training)
+    for module in list(model.modules()):
+        # Under every name it has: GRU4RecCPR keeps its table a second time for its output.
+        for name, child in list(module._modules.items()):
+            if child is old:
+                setattr(module, name, fused)
+    for parameter in model._parameters.values():
+        # One number an item, such as BERT4Rec's output bias.
+        if parameter is not None and parameter.shape == (n_items,):
+            _keep_unseen(parameter, fused.id_mask)
+    model.__class__ = _stepped(model.__class__)
     return fused
 
 
-def _in_step(method: Any, fused: FusedItemEmbedding) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with fused.step():
-            return method(*args, **kwargs)
+@cache
+def _stepped(base: type) -> type:
+    """Return a subclass whose three entry points open a `step`.
 
-    return call
+    A class, not wrapped instance methods: those would belong to the original in a deep copy.
+    """
+
+    def opened(name: str) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            fused = next(m for m in self.modules() if isinstance(m, FusedItemEmbedding))
+            with fused.step():
+                return getattr(base, name)(self, *args, **kwargs)
+
+        call.__name__, call.__doc__ = name, getattr(base, name).__doc__
+        return call
+
+    names = ("calculate_loss", "predict", "full_sort_predict")
+    return type(
+        base.__name__,
+        (base,),
+        {"__module__": base.__module__, "__doc__": base.__doc__, **{n: opened(n) for n in names}},
+    )
 
 
-def _single_item_table(model: Any, n_items: int) -> nn.Embedding:
+def _item_table(model: Any, n_items: int, table: str | None) -> tuple[str, nn.Embedding]:
     name = type(model).__name__
     refusal = f"{name} cannot take item_embeddings: "
-    remedy = " Use a model with one item table (SASRec, GRU4Rec, …) or DIMO."
-    table = getattr(model, "item_embedding", None)
-    if not isinstance(table, nn.Embedding):
-        raise InputError(refusal + "it has no embedding table named 'item_embedding'." + remedy)
-    if table.num_embeddings != n_items:
+    wanted = table or getattr(model, "item_table", None)
+    found = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if _is_item_table(path, module, n_items)
+    }
+    if wanted is None and len(set(found.values())) == 1:
+        wanted = next(iter(found))
+    path = wanted or "item_embedding"
+    if path in found:
+        return path, found[path]
+    if not found:
+        raise InputError(refusal + "it has no embedding table of its items." + _REMEDY)
+    listed = ", ".join(found)
+    if wanted is not None:
         raise InputError(
-            refusal + f"its item table has {table.num_embeddings} rows for {n_items} items, "
-            "the others (for instance a mask token) would have no features." + remedy
+            refusal + f"'{wanted}' is no table of {n_items} items; tables it has: {listed}."
         )
-    others = [
-        path
-        for path, parameter in model.named_parameters(remove_duplicate=False)
-        if path != "item_embedding.weight" and n_items in parameter.shape
-    ]
+    raise InputError(refusal + f"its items live in several tables, {listed}." + _REMEDY)
+
+
+def _is_item_table(path: str, module: nn.Module, n_items: int) -> bool:
+    if not isinstance(module, nn.Embedding) or any(word in path for word in _NOT_ITEMS):
+        return False
+    # One or two tokens beside the items (mask, unknown); other tables rarely come this close.
+    return n_items <= module.num_embeddings <= n_items + 2
+
+
+def _refuse_other_places(model: Any, table: nn.Embedding, n_items: int) -> None:
+    cls = type(model)
+    if cls.__module__.startswith("recbole.model.") and cls.__name__ in _ONE_TABLE:
+        return
+    others = []
+    for path, module in model.named_modules():
+        if module is table or any(word in path for word in _NOT_ITEMS):
+            continue
+        is_table = _is_item_table(path, module, n_items)
+        is_output = isinstance(module, nn.Linear) and module.out_features == n_items
+        if is_table or (is_output and module.in_features != n_items):
+            others.append(path)
+    for path, parameter in model.named_parameters():
+        holder = model.get_submodule(path.rpartition(".")[0])
+        own = not type(holder).__module__.startswith("torch.nn.")
+        if own and parameter.dim() > 1 and len(parameter) == n_items and "user" not in path:
+            others.append(path)
     if others:
         raise InputError(
-            refusal + f"items also live in {', '.join(others)}, which would ignore them." + remedy
+            f"{type(model).__name__} cannot take item_embeddings: items also live in "
+            f"{', '.join(others)}, which would ignore them." + _REMEDY
         )
-    return table
+
+
+def _keep_unseen(bias: nn.Parameter, mask: Tensor) -> None:
+    """Let no gradient push down the bias of items that never occur in training."""
+    seen = mask.squeeze(1)
+    bias.register_hook(lambda gradient: gradient * seen.to(gradient))

@@ -1,4 +1,4 @@
-"""Frozen item features for a recommender: aligned rows of an item-embedding store, an adapter."""
+"""Frozen item features for a recommender: aligned rows of an item-embedding store."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.presets import properties_dir, read_yaml
 from recbole_tpad.recommenders.sessions import training_fingerprint, training_item_counts
 from recbole_tpad.store import ItemEmbeddings, open_store
 
 MIN_SCALE = 1e-3  # fp16 columns that hardly vary would otherwise be blown up
+
+
+class Settings:
+    """A configuration with this package's defaults for keys it lacks.
+
+    RecBole's own configuration answers None for them; ours has them anyway.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._defaults = read_yaml(properties_dir() / "overall.yaml")
+
+    def __getitem__(self, key: str) -> Any:
+        return self._config[key] if key in self._config else self._defaults.get(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +43,18 @@ class ItemFeatures:
         sha256: hash of the store's manifest.
         rows: shape (n_items, F); row 0 (padding) is zero.
         trained: which items occur in a training session, shape (n_items,), bool.
+        widths: columns of each modality, in order.
     """
 
     name: str
     sha256: str
     rows: npt.NDArray[np.float32]
     trained: npt.NDArray[np.bool_]
+    widths: tuple[int, ...] = ()
+
+    def seen_rows(self) -> npt.NDArray[np.float32]:
+        """Return the rows of items that occur in training: what every fit may use."""
+        return self.rows[self.trained] if self.trained.any() else self.rows[1:]
 
 
 def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
@@ -63,8 +84,9 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
             f"Item embeddings '{name}' miss {len(missing)} of the data set's {len(tokens)} items, "
             f"first: {', '.join(missing[:5])}. {_embed_again(store)}"
         )
-    modalities = config["item_embeddings_modalities"]
-    found = store.rows(tokens, None if modalities is None else list(modalities))
+    wanted = config["item_embeddings_modalities"]
+    modalities = list(store.manifest.modalities) if wanted is None else list(wanted)
+    found = store.rows(tokens, modalities)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if bad.size:
         raise InputError(
@@ -73,7 +95,8 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
         )
     rows = np.concatenate([np.zeros((1, found.shape[1]), dtype=np.float32), found])
     trained = training_item_counts(dataset) > 0
-    return ItemFeatures(str(name), store.sha256, rows, trained)
+    widths = tuple(store.manifest.modalities[m] for m in modalities)
+    return ItemFeatures(str(name), store.sha256, rows, trained, widths)
 
 
 def _store_path(name: str, folder: Path) -> Path:
@@ -114,44 +137,6 @@ def _check_origin(store: ItemEmbeddings, name: str, dataset: Any) -> None:
             f"{manifest.split_fingerprint[:12]}…, this run trains on {expected[:12]}…), so they "
             f"may have seen test sessions. {_embed_again(store)}"
         )
-
-
-class FeatureAdapter(nn.Module):
-    """Frozen features → d: standardise, LayerNorm, Linear, GELU, Linear.
-
-    The trainable part is the adapter TPAD puts into the recommender. Standardising each column
-    with mean and deviation over the items that occur in training is an assumption: language-model
-    states have a few huge columns that would otherwise dominate LayerNorm.
-    """
-
-    features: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, features: ItemFeatures, hidden_size: int, output_size: int) -> None:
-        super().__init__()
-        seen = features.rows[features.trained] if features.trained.any() else features.rows[1:]
-        scale = np.maximum(seen.std(axis=0, dtype=np.float64), MIN_SCALE)
-        # Not persistent: the store is the one place of these numbers, its hash names them.
-        for name, array in (
-            ("features", features.rows),
-            ("mean", seen.mean(axis=0, dtype=np.float64).astype(np.float32)),
-            ("scale", scale.astype(np.float32)),
-        ):
-            self.register_buffer(name, torch.from_numpy(array.copy()), persistent=False)
-        width = features.rows.shape[1]
-        self.norm = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, hidden_size)
-        self.activation = nn.GELU()
-        self.output = nn.Linear(hidden_size, output_size)
-        self.store = features.name
-        self.store_sha256 = features.sha256
-
-    def forward(self) -> Tensor:
-        """Return every item's vector, shape (n_items, d); the padding row is zero."""
-        rows = self.norm((self.features - self.mean) / self.scale)
-        table = self.output(self.activation(self.hidden(rows)))
-        return without_padding(table)
 
 
 def without_padding(table: Tensor) -> Tensor:

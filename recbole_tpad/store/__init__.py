@@ -1,6 +1,23 @@
 """The item-embedding store: the one format between generators and recommenders."""
 
+from recbole_tpad.store.exchange import (
+    export_embeddings,
+    find_store,
+    import_embeddings,
+    store_path,
+    verify_embeddings,
+)
 from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store, write_store
 from recbole_tpad.store.manifest import Manifest
 
-__all__ = ["ItemEmbeddings", "Manifest", "open_store", "write_store"]
+__all__ = [
+    "ItemEmbeddings",
+    "Manifest",
+    "export_embeddings",
+    "find_store",
+    "import_embeddings",
+    "open_store",
+    "store_path",
+    "verify_embeddings",
+    "write_store",
+]

@@ -232,3 +232,21 @@ def test_our_run_leaves_numpy_and_recbole_as_they_were(shop: Path, tmp_path: Pat
     assert python(code, tmp_path).strip().endswith("done")
     assert not (tmp_path / "log_tensorboard").exists()
     assert not (tmp_path / "log").exists()
+
+
+def test_what_recbole_itself_would_ignore_is_refused(shop: Path, tmp_path: Path) -> None:
+    code = """
+        import recbole_tpad
+        recbole_tpad.register()
+        from recbole.config import Config
+        from recbole_tpad.errors import InputError
+        for keys in ({"cold_items": "exclude"}, {"embedding_kernel": True}):
+            try:
+                Config("DIMO", "shop", config_dict=keys)
+            except InputError as error:
+                assert "would ignore cold_items and embedding_kernel" in str(error)
+            else:
+                raise AssertionError(keys)
+        print("done")
+    """
+    assert python(code, tmp_path).strip().endswith("done")

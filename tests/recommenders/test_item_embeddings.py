@@ -13,7 +13,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.item_embeddings import FusedItemEmbedding
 from recbole_tpad.store import open_store, write_store
 
-MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE"]
+MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE", "SHAN", "FOSSIL", "BERT4Rec"]
 
 
 def save_store(shop: Path, name: str, **changes: Any) -> None:
@@ -128,14 +128,23 @@ def test_shuffled_features_and_modalities_change_the_scores(build: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("FPMC", "no embedding table named 'item_embedding'"),
-        ("BERT4Rec", "rows for 32 items"),
+        ("FPMC", "several tables, IU_emb, LI_emb, IL_emb"),
+        ("HGN", "items also live in item_embedding_for_prediction"),
+        ("NPE", "items also live in embedding_seq_item"),
+        ("TransRec", "items also live in bias"),
+        ("RepeatNet", "items also live in explore_recommendation_decoder.matrix_for_explore"),
         ("Popularity", "no embedding table"),
     ],
 )
 def test_models_that_would_ignore_them_are_refused(build: Any, model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(model, item_embeddings="content")
+
+
+def test_a_layer_as_wide_as_the_catalogue_is_no_item_table(build: Any) -> None:
+    keys = {"hidden_size": 64, "inner_size": 32}  # there are 32 items as well
+    _, model, _ = build("SASRec", item_embeddings="content", **keys)
+    assert isinstance(model.item_embedding, FusedItemEmbedding)
 
 
 def test_refused_stores(build: Any, shop: Path) -> None:
@@ -176,6 +185,11 @@ def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
     [
         ({"item_embeddings_fusion": "ad"}, "Did you mean 'add'"),
         ({"id_dropout": 1.0}, "id_dropout"),
+        ({"id_dropout": 0.1, "item_embeddings_fusion": "init"}, "id_dropout has no meaning"),
+        ({"adapter": "pac"}, "Did you mean 'pca'"),
+        ({"adapter": "moe", "adapter_experts": 0}, "adapter_experts"),
+        ({"adapter": "mlp", "item_embeddings_fusion": "init"}, "would be ignored"),
+        ({"item_embeddings_scale": -1.0}, "item_embeddings_scale"),
         ({"item_embeddings_modalities": ["txt"]}, "Did you mean 'text'"),
     ],
 )

@@ -1,0 +1,182 @@
+"""Fits what is added to a trained model's scores, and counts the two errors on cold items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_tpad.bridge.checkpoints import read_checkpoint, save_checkpoint
+from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.cold_items import (
+    ColdErrors,
+    calibrated_shift,
+    cold_errors,
+    entry_shifts,
+    unseen_share,
+)
+from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
+from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+
+KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_SESSIONS = 4000
+_ROWS = 256
+
+
+def fit_adjustments(
+    config: Any, model: Any, trainer: Any, loaders: Any, *, saved: bool
+) -> dict[str, float]:
+    """Choose the kernel's weight on validation, then the shift of cold items on training data.
+
+    Args:
+        config: keys ``kernel_weight`` and ``cold_share``, null for both: choose, estimate.
+        model: the trained model.
+        trainer: its `SessionTrainer`.
+        loaders: its data.
+        saved: the checkpoint exists and is to hold the fitted numbers.
+
+    Returns:
+        What was chosen, by name; empty where the model has no adjustments.
+
+    Raises:
+        InputError: a weight or a share that is out of range.
+    """
+    found: ScoreAdjustments | None = getattr(model, "score_adjustments", None)
+    if found is None:
+        return {}
+    model.eval()
+    chosen: dict[str, float] = {}
+    if found.kernel is not None:
+        chosen["kernel_weight"] = _kernel_weight(config, found, trainer, loaders.valid)
+        found.kernel_weight.fill_(chosen["kernel_weight"])
+    if found.mode == "calibrated":
+        train = loaders.train._dataset
+        given = config["cold_share"]
+        continued = _continues(train, loaders.valid._dataset)
+        if given is None:
+            sessions = training_sessions(train)[1]
+            share = unseen_share(sessions, train.item_num, last_items=continued)
+        else:
+            share = float(given)
+        if not 0 <= share <= 1:
+            raise InputError(f"cold_share={given} must be in [0, 1].")
+        k = max(config["topk"])
+        shifts = [
+            entry_shifts(scores, found.cold, k)
+            for scores in _training_scores(config, model, train, whole=continued)
+        ]
+        chosen["cold_share"] = share
+        chosen["cold_shift"] = calibrated_shift(torch.cat(shifts), share)
+        found.cold_shift.fill_(chosen["cold_shift"])
+    if saved:
+        _, state = read_checkpoint(trainer.saved_model_file)
+        state.pop("format")
+        save_checkpoint(trainer.saved_model_file, model, {**state, "adjustments": chosen})
+    return chosen
+
+
+def _kernel_weight(config: Any, found: ScoreAdjustments, trainer: Any, valid: Any) -> float:
+    given = config["kernel_weight"]
+    if given not in (None, "auto"):
+        weight = float(given)
+        if not 0 <= weight < math.inf:
+            raise InputError(f"kernel_weight={given} must be 0 or more.")
+        return weight
+    best, best_score = 0.0, -math.inf
+    for weight in KERNEL_WEIGHTS:
+        found.kernel_weight.fill_(weight)
+        score = trainer._score(trainer._recbole_result(trainer.rank(valid)))
+        if not trainer.valid_metric_bigger:
+            score = -score
+        if score > best_score:
+            best, best_score = weight, score
+    return best
+
+
+def _continues(train: Any, valid: Any) -> bool:
+    """Return whether valid goes on with the sessions of train, as leave-one-out does."""
+    users = valid.inter_feat[valid.uid_field].numpy()
+    known = train.inter_feat[train.uid_field].numpy()
+    return bool(np.isin(users, known).mean() > 0.5)
+
+
+@torch.no_grad()
+def _training_scores(config: Any, model: Any, train: Any, *, whole: bool) -> Iterator[Tensor]:
+    """Yield scores on training sessions, cut as the test part cuts its own.
+
+    Args:
+        whole: the context is the whole session; otherwise all but its last item.
+    """
+    users, sessions = training_sessions(train)
+    rng = np.random.default_rng(int(config["seed"]))
+    picked = rng.permutation(len(sessions))[:_SESSIONS]
+    width = int(config["MAX_ITEM_LIST_LENGTH"])
+    lists = np.zeros((len(picked), width), dtype=np.int64)
+    lengths = np.zeros(len(picked), dtype=np.int64)
+    for row, index in enumerate(picked):
+        session = sessions[index] if whole else sessions[index][:-1]
+        last = session[-width:]
+        lists[row, : len(last)], lengths[row] = last, len(last)
+    for start in range(0, len(picked), _ROWS):
+        rows = slice(start, start + _ROWS)
+        item_seq = torch.from_numpy(lists[rows])
+        batch = Interaction(
+            {
+                train.uid_field: torch.from_numpy(users[picked[rows]]),
+                train.iid_field + config["LIST_SUFFIX"]: item_seq,
+                train.item_list_length_field: torch.from_numpy(lengths[rows]),
+            }
+        ).to(config["device"])
+        scores = model.full_sort_predict(batch)
+        yield _candidates(config, scores, batch, train)
+
+
+def _candidates(config: Any, scores: Tensor, batch: Any, dataset: Any) -> Tensor:
+    scores = scores.detach().reshape(-1, dataset.item_num).clone()
+    scores[:, 0] = float("-inf")
+    if config["mask_history"]:
+        scores.scatter_(1, batch[dataset.iid_field + config["LIST_SUFFIX"]], float("-inf"))
+    return scores
+
+
+@torch.no_grad()
+def cold_rates(config: Any, model: Any, loaders: Any) -> dict[str, dict[str, float]]:
+    """Return the two errors on the test part, by the slice of targets they are about.
+
+    ``warm``: ``flooding``, the share of rows with a trained target that show a cold item in the
+    top k. ``unseen``: ``burying``, the share of rows with a cold target that is not in the top k
+    though among the best k of the cold items. k is the largest of ``topk``. Empty without item
+    embeddings or cold targets.
+    """
+    train, test = loaders.train._dataset, loaders.test._dataset
+    cold = torch.from_numpy(training_item_counts(train) == 0).to(config["device"])
+    cold[0] = False
+    targets = test.inter_feat[test.iid_field].numpy()
+    if config["item_embeddings"] is None or not bool(cold.cpu()[targets].any()):
+        return {}
+    model.eval()
+    k = max(config["topk"])
+    total = ColdErrors(0, 0, 0, 0, 0, 0)
+    for rows in np.array_split(np.arange(len(targets)), max(1, len(targets) // _ROWS)):
+        batch = loaders.test.collate_fn(rows)[0].to(config["device"])
+        scores = _scores_with_target(config, model, batch, test)
+        total += cold_errors(scores, batch[test.iid_field], cold, k)
+    return {
+        "warm": {f"flooding@{k}": total.flooded / max(total.warm_rows, 1)},
+        "unseen": {
+            f"burying@{k}": total.buried / max(total.cold_rows, 1),
+            f"cold_places@{k}": total.cold_slots / max(total.slots, 1),
+        },
+    }
+
+
+def _scores_with_target(config: Any, model: Any, batch: Any, dataset: Any) -> Tensor:
+    raw = model.full_sort_predict(batch).detach().reshape(-1, dataset.item_num)
+    target = batch[dataset.iid_field].unsqueeze(1)
+    own = raw.gather(1, target)
+    return _candidates(config, raw, batch, dataset).scatter_(1, target, own)

@@ -1,0 +1,89 @@
+"""Co-occurrence smoothed over similar items: a second opinion on any model's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from recbole_tpad.recommenders.item_graph import cooccurrence_counts
+
+Ids = npt.NDArray[np.int64]
+_BLOCK = 2048
+
+
+class EmbeddingKernel:
+    """Spreads every co-occurrence of the training sessions over the items similar to it.
+
+    p(j | context) ∝ Σ_i∈context Σ_m F[i, m] K[m, j], where F counts pairs within training
+    sessions and K[m, j] = exp((cos(x_m, x_j) − 1)/τ) over the nearest items of m, rows summing to
+    one, so that no count is lost and items with many neighbours gain nothing by that. x are the
+    frozen rows, centred on the items that occur in training. The whole is an assumption.
+
+    Args:
+        sessions: item ids of each training session.
+        rows: frozen features, (n_items, F).
+        trained: which items occur in training, (n_items,).
+        temperature: τ > 0.
+        neighbours: items a count is spread over, itself included.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Ids],
+        rows: npt.NDArray[np.float32],
+        trained: npt.NDArray[np.bool_],
+        temperature: float,
+        neighbours: int,
+    ) -> None:
+        self.n_items = len(rows)
+        # Two factors: their product would have some neighbours times as many entries.
+        kernel = similarity_kernel(rows, trained, temperature, neighbours)
+        self._kernel: Any = kernel.astype(np.float32)
+        self._counts: Any = cooccurrence_counts(sessions, self.n_items).astype(np.float32)
+
+    def log_scores(self, item_seq: Tensor) -> Tensor:
+        """Return log(1 + n · p(j | context)), (B, n_items): 0 where nothing is known.
+
+        Args:
+            item_seq: item ids, 0 for padding, (B, L).
+        """
+        rows, columns = torch.nonzero(item_seq != 0, as_tuple=True)
+        context = item_seq[rows, columns].cpu().numpy()
+        members = sparse.csr_matrix(
+            (np.ones(len(context), dtype=np.float32), (rows.cpu().numpy(), context)),
+            shape=(item_seq.shape[0], self.n_items),
+        )
+        mass = (members @ self._counts @ self._kernel).toarray()
+        total = mass.sum(axis=1, keepdims=True)
+        share = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
+        return torch.from_numpy(np.log1p(self.n_items * share)).to(item_seq.device)
+
+
+def similarity_kernel(
+    rows: npt.NDArray[np.float32],
+    trained: npt.NDArray[np.bool_],
+    temperature: float,
+    neighbours: int,
+) -> sparse.csr_matrix:
+    """Return K of `EmbeddingKernel`, (n_items, n_items); the padding row and column are empty."""
+    centred = rows - (rows[trained] if trained.any() else rows[1:]).mean(axis=0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8)
+    n, k = len(rows), min(neighbours, len(rows) - 1)
+    indices, values = [], []
+    for start in range(1, n, _BLOCK):
+        cosine = unit[start : start + _BLOCK] @ unit.T
+        cosine[:, 0] = -np.inf
+        near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+        weight = np.exp((np.take_along_axis(cosine, near, axis=1) - 1.0) / temperature)
+        indices.append(near)
+        values.append(weight / weight.sum(axis=1, keepdims=True))
+    crow = np.concatenate([[0, 0], np.arange(1, n) * k])
+    return sparse.csr_matrix(
+        (np.concatenate(values).ravel(), np.concatenate(indices).ravel(), crow), shape=(n, n)
+    )

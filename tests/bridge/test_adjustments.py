@@ -1,0 +1,186 @@
+"""Kernel and cold items in whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import write_data_set
+
+from recbole_tpad.bridge.adjustments import KERNEL_WEIGHTS
+from recbole_tpad.bridge.runner import load_run, run
+from recbole_tpad.errors import InputError
+from recbole_tpad.store import write_store
+
+
+@pytest.fixture
+def content(shop: Path) -> None:
+    ids = [*(f"i{k:02d}" for k in range(30)), "new"]
+    angles = np.arange(31) * 2 * np.pi / 30
+    angles[30] = angles[1] + 0.05  # the cold item is what follows i01, nearly i02
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    write_store(
+        shop / "shop" / "embeddings" / "circle",
+        ids,
+        {"circle": rows},
+        role="other",
+        generator="import",
+        dataset="shop",
+        split_fingerprint=None,
+        inputs={},
+    )
+
+
+@pytest.mark.usefixtures("content")
+def test_the_kernels_weight_is_chosen_on_validation_and_kept(quick: dict[str, Any]) -> None:
+    keys = {**quick, "model": "GRU4Rec", "item_embeddings": "circle", "epochs": 1}
+    plain = run(keys)
+    result = run({**keys, "embedding_kernel": True}, saved=True)
+    weight = result.adjustments["kernel_weight"]
+    assert weight in KERNEL_WEIGHTS[1:]  # after one epoch counting knows more than the model
+    assert result.ndcg > plain.ndcg
+    fixed = run({**keys, "embedding_kernel": True, "kernel_weight": weight})
+    np.testing.assert_array_equal(fixed.ranks, result.ranks)
+    assert run({**keys, "embedding_kernel": True, "kernel_weight": 0.0}).metrics == plain.metrics
+
+    _, model, loaders = load_run(str(result.checkpoint))
+    rows = loaders.test.collate_fn(np.arange(8))[0]
+    adjusted = model.full_sort_predict(rows)
+    kernel = model.score_adjustments.kernel.log_scores(rows["item_id_list"])
+    model.score_adjustments.kernel_weight.zero_()
+    torch.testing.assert_close(adjusted, model.full_sort_predict(rows) + weight * kernel)
+    assert float(kernel.max()) > 0
+
+
+@pytest.mark.usefixtures("content")
+def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None:
+    keys = {**quick, "model": "GRU4Rec", "item_embeddings": "circle"}
+    plain = run(keys)
+    assert plain.adjustments == {}
+    assert set(plain.slices["unseen"]) >= {"burying@10", "cold_places@10"}
+    assert 0 <= plain.slices["warm"]["flooding@10"] <= 1
+    row = plain.targets.index("new")
+
+    none = run({**keys, "cold_items": "exclude"})
+    assert none.ranks[row] >= 30
+    assert none.slices["warm"]["flooding@10"] == 0
+    places = []
+    for share in (0.0, 0.05):
+        found = run({**keys, "cold_items": "calibrated", "cold_share": share}, saved=share > 0)
+        assert found.adjustments["cold_share"] == share
+        places.append(found.slices["unseen"]["cold_places@10"])
+    assert places[0] < 0.02
+    assert places[1] == pytest.approx(0.05, abs=0.03)
+    warm = [k for k, target in enumerate(plain.targets) if target != "new"]
+    assert np.abs(found.ranks[warm] - plain.ranks[warm]).max() <= 1  # one cold item moves
+
+    _, model, loaders = load_run(str(found.checkpoint))
+    assert float(model.score_adjustments.cold_shift) == pytest.approx(
+        found.adjustments["cold_shift"]
+    )
+    rows = loaders.test.collate_fn(np.arange(4))[0]
+    picked = model.predict(rows)
+    scores = model.full_sort_predict(rows)
+    torch.testing.assert_close(picked, scores.gather(1, rows["item_id"][:, None])[:, 0])
+
+    estimated = run({**keys, "cold_items": "calibrated"})
+    assert estimated.adjustments["cold_share"] == 0  # every item of this shop occurs often
+
+
+@pytest.mark.usefixtures("content")
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"cold_items": "calibratd", "item_embeddings": "circle"}, "Did you mean 'calibrated'"),
+        ({"cold_items": "calibrated"}, "needs item_embeddings"),
+        ({"embedding_kernel": True}, "embedding_kernel needs item_embeddings"),
+        (
+            {"embedding_kernel": True, "kernel_temperature": 0.0, "item_embeddings": "circle"},
+            "kernel_temperature",
+        ),
+        (
+            {"cold_items": "calibrated", "cold_share": 1.5, "item_embeddings": "circle"},
+            "cold_share",
+        ),
+        (
+            {"embedding_kernel": True, "kernel_weight": -1.0, "item_embeddings": "circle"},
+            "kernel_weight",
+        ),
+    ],
+)
+def test_bad_keys_are_refused(quick: dict[str, Any], keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run({**quick, "model": "GRU4Rec", "epochs": 1, **keys})
+
+
+def circle_shop(path: Path, seed: int = 0) -> None:
+    """60 items on a circle, each mostly followed by its neighbours; every fifth is sold late.
+
+    The late items are never in training; about a tenth of the test sessions end with one.
+    """
+    rng = np.random.default_rng(seed)
+    late = set(range(0, 60, 5))
+
+    def walk(name: str, end_late: bool, allow_late: bool) -> tuple[str, list[str]]:
+        while True:
+            items = [int(rng.integers(60))]
+            for _ in range(int(rng.integers(2, 6))):
+                items.append((items[-1] + int(rng.choice([-1, 1, 2, -2]))) % 60)
+            head = not set(items[:-1]) & late
+            if head and ((items[-1] in late) == end_late) and (allow_late or items[-1] not in late):
+                return name, [f"c{k:02d}" for k in items]
+
+    train = [walk(f"t{n:04d}", False, False) for n in range(900)]
+    valid = [walk(f"v{n:04d}", False, False) for n in range(100)]
+    test = [walk(f"x{n:04d}", n % 10 == 0, True) for n in range(400)]
+    folder = write_data_set(path, "circle", train, valid, test)
+    angles = np.arange(60) * 2 * np.pi / 60
+    waves = [f(k * angles) for k in (1, 2, 3, 5) for f in (np.cos, np.sin)]
+    write_store(
+        folder / "embeddings" / "circle",
+        [f"c{k:02d}" for k in range(60)],
+        {"circle": np.stack(waves, axis=1)},
+        role="other",
+        generator="import",
+        dataset="circle",
+        split_fingerprint=None,
+        inputs={},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["add", "init"])
+def test_calibrated_cold_items_hold_their_share_on_unseen_sessions(
+    tmp_path: Path, quick: dict[str, Any], fusion: str
+) -> None:
+    circle_shop(tmp_path)
+    keys = {
+        **quick,
+        "data_path": str(tmp_path),
+        "dataset": "circle",
+        "model": "GRU4Rec",
+        "epochs": 15,
+        "learning_rate": 0.003,
+        "item_embeddings": "circle",
+        "item_embeddings_fusion": fusion,
+        "mask_history": True,
+    }
+    found = {
+        share: run({**keys, "cold_items": "calibrated", "cold_share": share})
+        for share in (0.02, 0.1, 0.5)
+    }
+    for share, result in found.items():
+        # Fitted on training sessions, counted on test sessions.
+        assert result.slices["unseen"]["cold_places@10"] == pytest.approx(share, rel=0.25, abs=0.01)
+    flooding = [found[s].slices["warm"]["flooding@10"] for s in (0.02, 0.1, 0.5)]
+    burying = [found[s].slices["unseen"]["burying@10"] for s in (0.02, 0.1, 0.5)]
+    assert flooding == sorted(flooding)
+    assert burying == sorted(burying, reverse=True)
+    assert flooding[0] < 0.25
+    assert burying[2] < 0.25
+    truth, excluded = found[0.1], run({**keys, "cold_items": "exclude"})
+    assert excluded.slices["unseen"]["HR@10"] == 0
+    assert truth.slices["unseen"]["HR@10"] > 0.1
