@@ -16,8 +16,9 @@ from dataset_converters.table_reading import (
     Table,
     describe_relation,
     open_table,
-    sql_path,
+    sql_text,
     tables_connection,
+    text_relation,
 )
 
 # Ratings and movies of each published layout.
@@ -106,14 +107,10 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path, columns: tuple[str,
         genres = tuple(f"genre{k}" for k in range(len(_GENRES_100K)))
         columns = ("movieId", "title", "released", "video", "page", *genres)
     delimiter = {"u.data": "\t", "u.item": "|"}.get(path.name, "::")
-    names = ", ".join(f"'{column}'" for column in columns)
-    relation = (
-        f"read_csv({sql_path(path)}, all_varchar=true, header=false, delim='{delimiter}', quote='', "
-        f"escape='', encoding='latin-1', names=[{names}])"
-    )
+    relation = text_relation(path, columns, delimiter=delimiter, encoding="latin-1")
     if genres:
         listed = ", ".join(
-            f"CASE WHEN {flag} = '1' THEN '{genre.replace(chr(39), chr(39) * 2)}' END"
+            f"CASE WHEN {flag} = '1' THEN {sql_text(genre)} END"
             for flag, genre in zip(genres, _GENRES_100K, strict=True)
         )
         relation = f"(SELECT movieId, title, concat_ws('|', {listed}) AS genres FROM {relation})"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +74,13 @@ def _name(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _text(text: str) -> str:
+def sql_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
 def sql_path(path: Path) -> str:
     """The path as an SQL string, in which DuckDB expands no pattern."""
-    return _text(re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", str(path)))
+    return sql_text(re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", str(path)))
 
 
 def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
@@ -99,20 +100,70 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
         )
     if not path.is_file():
         raise InputError(f"Cannot read {path}: no such file.")
-    where = sql_path(path)
     if kind == "parquet":
-        relation = f"read_parquet({where})"
+        relation = f"read_parquet({sql_path(path)})"
     elif kind == "json":
-        relation = f"read_json({where}, sample_size=-1)"
+        relation = f"read_json({sql_path(path)}, sample_size=-1)"
     else:
-        delimiter = _delimiter(path, packed) if kind == "csv" else "\t"
         # A quote in a TSV or atomic file is a character like any other.
         quote = '"' if kind == "csv" else ""
-        relation = (
-            f"read_csv({where}, all_varchar=true, header=true, delim={_text(delimiter)}, "
-            f"quote={_text(quote)}, escape={_text(quote)})"
-        )
+        header = _header_line(path, packed)
+        delimiter = max(_DELIMITERS, key=header.count) if kind == "csv" else "\t"
+        columns = _header_names(path, header, delimiter, quote)
+        relation = text_relation(path, columns, delimiter=delimiter, quote=quote, header=True)
     return describe_relation(connection, path, relation, atomic=kind == "atomic")
+
+
+def text_relation(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    delimiter: str,
+    quote: str = "",
+    header: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """A delimited text file as a DuckDB table function; every cell is text, an empty one NULL.
+
+    Nothing is guessed: DuckDB's own detection may take a table's first lines for a preamble.
+    """
+    types = ", ".join(f"{sql_text(name)}: 'VARCHAR'" for name in columns)
+    return (
+        f"read_csv({sql_path(path)}, auto_detect=false, columns={{{types}}}, "
+        f"header={str(header).lower()}, delim={sql_text(delimiter)}, quote={sql_text(quote)}, "
+        f"escape={sql_text(quote)}, encoding={sql_text(encoding)})"
+    )
+
+
+def _header_line(path: Path, packed: bool) -> str:
+    try:
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            return stream.readline(1 << 20).decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: its first line is not UTF-8 text.") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def _header_names(path: Path, header: str, delimiter: str, quote: str) -> list[str]:
+    """Return the column names of a header.
+
+    Raises:
+        InputError: no header, a column without a name, or two with one name.
+    """
+    if quote:
+        names = next(csv.reader([header], delimiter=delimiter, quotechar=quote), [])
+    else:
+        names = header.split(delimiter)
+    lower = [name.lower() for name in names]
+    twice = [name for name in names if lower.count(name.lower()) > 1]
+    if not header.strip() or twice or not all(names):
+        problem = f"'{twice[0]}' is there twice" if twice else "a column has no name"
+        raise InputError(
+            f"{path}: the first line must name the columns, but "
+            + ("it is empty." if not header.strip() else f"{problem}: {header[:200]}")
+        )
+    return names
 
 
 def describe_relation(
@@ -130,16 +181,6 @@ def describe_relation(
         }
     stored = {_ATOMIC_TYPE.sub("", name) if atomic else name: name for name in types}
     return Table(path, relation, {name: types[stored[name]] for name in stored}, stored)
-
-
-def _delimiter(path: Path, packed: bool) -> str:
-    """The delimiter that occurs most often in a CSV file's header."""
-    try:
-        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
-            header = stream.readline(1 << 16).decode("utf-8", "replace")
-    except (OSError, EOFError) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
-    return max(_DELIMITERS, key=header.count)
 
 
 @contextmanager
