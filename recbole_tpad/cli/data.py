@@ -20,6 +20,11 @@ def add_commands(commands: Commands) -> None:
     add_dataset(keywords)
     keywords.add_argument("--annotator", choices=["file"], default="file")
     keywords.add_argument("--file", type=Path, help="CSV (item_id,keywords) or JSON lines")
+    describe = commands.add(
+        "describe", _describe, "Report what is in a data set, and where results would mislead."
+    )
+    add_dataset(describe)
+    describe.add_argument("--json", action="store_true", help="print describe.json instead of text")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -98,3 +103,14 @@ def _keywords(args: argparse.Namespace, _: Overrides) -> None:
     if args.file is None:
         raise InputError("The annotator 'file' needs --file PATH (CSV or JSON lines).")
     print(annotate_from_file(args.data_path, args.dataset, args.file))
+
+
+def _describe(args: argparse.Namespace, _: Overrides) -> None:
+    import json
+
+    from dataset_converters.describe import describe
+    from dataset_converters.describe_text import card_text
+    from recbole_tpad.data import DatasetFolder
+
+    card = describe(DatasetFolder.open(args.data_path, args.dataset).path)
+    print(json.dumps(card, indent=1, ensure_ascii=False) if args.json else card_text(card))
