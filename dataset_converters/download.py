@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +22,7 @@ from dataset_converters.images import (
     JOURNAL,
     compact_records,
     image_file,
+    images_lock,
     is_good,
     read_items,
     read_records,
@@ -131,7 +129,7 @@ def download_images(
     """
     options = options or DownloadOptions()
     items = read_items(dataset_folder)
-    with _alone(dataset_folder):
+    with images_lock(dataset_folder):
         compact_records(dataset_folder, items)
         run = _Run(dataset_folder, options, placeholders, read_records(dataset_folder))
         jobs = [job for item in items if (job := run.job(item)) is not None]
@@ -166,19 +164,6 @@ def read_placeholders(path: Path) -> frozenset[str]:
             raise InputError(f"{path}, line {number}: '{words[0]}' is no SHA-256 in hex.")
         found.update(word.lower() for word in words[:1])
     return frozenset(found)
-
-
-@contextmanager
-def _alone(dataset_folder: Path) -> Iterator[None]:
-    """Hold the folder's download lock; the system drops it when the process ends."""
-    with (dataset_folder / ".images.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"Another download for {dataset_folder} is running. Wait for its end."
-            ) from error
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +280,7 @@ class _Run:
         old = self.records.get(job.item_id)
         if old is not None and old["file"] and (stored is None or stored.file != old["file"]):
             # A placeholder that was taken for an image, or an image of another format.
-            (self.folder / old["file"]).unlink(missing_ok=True)
+            (self.folder / "images" / Path(old["file"]).name).unlink(missing_ok=True)
         record: dict[str, Any] = {
             "item_id": job.item_id,
             "status": status,

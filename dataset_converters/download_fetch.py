@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urljoin
@@ -28,6 +29,7 @@ _HEADERS = {
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LATER = frozenset({408, 425, 429})
 _CHUNK = 1 << 16
+_MOST_IDLE = 64  # connections kept for another request, over all hosts
 
 # Why there is no image: at no address, forbidden to ask, not an image, or worth another run.
 Failure = Literal["missing", "refused", "unreadable", "failed"]
@@ -185,7 +187,7 @@ class Fetcher:
     def __init__(self, limits: FetchLimits) -> None:
         self.limits = limits
         self._context = ssl.create_default_context()
-        self._idle: dict[str, list[_Connection]] = {}
+        self._idle: deque[tuple[str, _Connection]] = deque()
         self._lock = threading.Lock()
 
     def get(self, target: Target, deadline: Deadline) -> Fetched:
@@ -234,19 +236,16 @@ class Fetcher:
     def close(self) -> None:
         """Close the connections that wait for another request."""
         with self._lock:
-            for connections in self._idle.values():
-                for connection in connections:
-                    _close(connection)
-            self._idle.clear()
+            while self._idle:
+                _close(self._idle.popleft()[1])
 
     def _take(self, target: Target) -> _Connection:
         with self._lock:
-            waiting = self._idle.get(target.origin, [])
-            while waiting:
-                connection = waiting.pop()
-                if connection.is_connected:
-                    return connection
-                _close(connection)
+            for entry in [e for e in self._idle if e[0] == target.origin]:
+                self._idle.remove(entry)
+                if entry[1].is_connected:
+                    return entry[1]
+                _close(entry[1])
         guard = _Guard(self.limits)
         if target.scheme == "https":
             return _Secure(target.host, target.port, guard, self._context)
@@ -254,11 +253,13 @@ class Fetcher:
 
     def _put_back(self, target: Target, connection: _Connection, reusable: bool) -> None:
         connection.guard.deadline = None
-        if reusable and connection.sock is not None:
-            with self._lock:
-                self._idle.setdefault(target.origin, []).append(connection)
-        else:
+        if not reusable or connection.sock is None:
             _close(connection)
+            return
+        with self._lock:
+            self._idle.append((target.origin, connection))
+            if len(self._idle) > _MOST_IDLE:
+                _close(self._idle.popleft()[1])
 
     def _judge(self, target: Target, response: HTTPResponse) -> Fetched:
         status = response.status
@@ -317,8 +318,10 @@ def _network_failure(error: Exception, *, answered: bool) -> Fetched:
     elif isinstance(error, socket.gaierror):
         reason, retry = f"host name not found ({error.strerror})", True
     else:
-        reason, retry = f"{type(error).__name__}: {error}"[:200], True
-    return Fetched(failure="failed", reason=reason, retry=retry, answered=answered)
+        reason, retry = f"{type(error).__name__}: {error}", True
+    # Parts of it may be the server's words, and it may be shown on a terminal.
+    plain = "".join(c if c.isprintable() else "?" for c in reason[:200])
+    return Fetched(failure="failed", reason=plain, retry=retry, answered=answered)
 
 
 def retry_after(value: str | None, now: float) -> float | None:

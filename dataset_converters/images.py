@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -69,7 +72,33 @@ def attach_images(
     if not source_dir.is_dir():
         raise InputError(f"{source_dir} is not a folder: name the folder that holds the images.")
     items = read_items(dataset_folder)
-    index = _Sources(source_dir)
+    with images_lock(dataset_folder):
+        return _attach(dataset_folder, items, _Sources(source_dir), max_pixels)
+
+
+@contextmanager
+def images_lock(dataset_folder: Path) -> Iterator[None]:
+    """Keep other processes from changing the folder's images; ends with the process at the latest.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    folder = os.open(dataset_folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another process is changing the images of {dataset_folder}. Wait for its end."
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _attach(
+    dataset_folder: Path, items: list[dict[str, Any]], index: _Sources, max_pixels: int
+) -> ImageCounts:
     before = read_records(dataset_folder)
     compact_records(dataset_folder, items)
     images = dataset_folder / "images"
@@ -204,7 +233,8 @@ class _Sources:
 def _decoded_extension(data: bytes, max_pixels: int) -> str | None:
     """Return the extension of the format the bytes decode as, or None when they do not."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        # No other decoder is tried: some of them start programs.
+        with Image.open(BytesIO(data), formats=tuple(_EXTENSIONS)) as image:
             if image.width * image.height > max_pixels:
                 return None
             image.load()

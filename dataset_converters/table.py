@@ -220,13 +220,18 @@ def _resolve(
             "sessions need. Name it with --time_column, or use --split leave-one-out. Columns "
             f"found: {', '.join(table.columns)}."
         )
+    if "time" not in chosen and options.drop_repeats:
+        raise InputError(
+            f"{table.path}: --drop_repeats compares times, and no column looks like one. Name it "
+            f"with --time_column. Columns found: {', '.join(table.columns)}."
+        )
     return replace(options, split=split, sessions=sessions)
 
 
 def _filtered(read: InteractionsRead, options: TableOptions, funnel: Funnel) -> SessionTable:
     """Cut sessions; then short ones, rare items (once), those that became short, long ends."""
     interactions = read.interactions
-    if options.drop_repeats and read.timed:
+    if options.drop_repeats:
         interactions = interactions.without_repeats()
         funnel.step("drop_repeats", len(interactions.items))
     table = build_sessions(interactions, options.sessions or "user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,12 @@ class Table:
 @contextmanager
 def tables_connection() -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield an in-memory DuckDB that loads nothing from elsewhere; times without a zone are UTC."""
-    with duckdb.connect(":memory:") as connection:
+    # What does not fit into memory goes to a folder that goes away again.
+    with (
+        tempfile.TemporaryDirectory(prefix="tables-") as spill,
+        duckdb.connect(":memory:") as connection,
+    ):
+        connection.execute(f"SET temp_directory = {sql_text(spill)}")
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET TimeZone = 'UTC'")
@@ -149,20 +155,19 @@ def _header_names(path: Path, header: str, delimiter: str, quote: str) -> list[s
     """Return the column names of a header.
 
     Raises:
-        InputError: no header, a column without a name, or two with one name.
+        InputError: no header, or two columns with one name.
     """
     if quote:
         names = next(csv.reader([header], delimiter=delimiter, quotechar=quote), [])
     else:
         names = header.split(delimiter)
+    # A column of row numbers often has no name.
+    names = [name or f"column{position}" for position, name in enumerate(names, start=1)]
     lower = [name.lower() for name in names]
     twice = [name for name in names if lower.count(name.lower()) > 1]
-    if not header.strip() or twice or not all(names):
-        problem = f"'{twice[0]}' is there twice" if twice else "a column has no name"
-        raise InputError(
-            f"{path}: the first line must name the columns, but "
-            + ("it is empty." if not header.strip() else f"{problem}: {header[:200]}")
-        )
+    if not header.strip() or twice:
+        problem = f"'{twice[0]}' is there twice: {header[:200]}" if twice else "it is empty."
+        raise InputError(f"{path}: the first line must name the columns, but {problem}")
     return names
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -38,10 +40,11 @@ def png_bomb(side: int = 8_000) -> bytes:
 class PictureServer:
     """Answers by path; see `_Handler`. `asked` counts the requests by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str) -> None:
         self.asked: Counter[str] = Counter()
         self.moments: dict[str, list[float]] = {}
         self.most_at_a_time = 0
+        self.most_open_files = 0
         self.slow = 0.0  # seconds before each answer
         self.bodies: dict[str, bytes] = {}
         self.agents: set[str] = set()
@@ -54,7 +57,7 @@ class PictureServer:
         class Handler(_Handler):
             server_state = outer
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer((host, 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -65,6 +68,8 @@ class PictureServer:
             self.moments.setdefault(path, []).append(time.monotonic())
             self._running += 1
             self.most_at_a_time = max(self.most_at_a_time, self._running)
+            if sys.platform == "linux":
+                self.most_open_files = max(self.most_open_files, len(os.listdir("/proc/self/fd")))
             return self.asked[path]
 
     def leave(self) -> None:
@@ -180,14 +185,18 @@ class _Handler(BaseHTTPRequestHandler):
         """/flaky/<times>: that often 500, then the image."""
         self.answer(500) if count <= int(rest.split("/")[0]) else self.answer(200, picture("pink"))
 
+    def do_garbage(self, _: str, __: int) -> None:
+        self.wfile.write(b"\x1b[2J\x07 no HTTP at all\r\n\r\n")
+        self.close_connection = True
+
     def do_zipped(self, _: str, __: int) -> None:
         self.answer(200, zlib.compress(bytes(1 << 20)), Content_Encoding="deflate")
 
 
 @contextmanager
-def serving() -> Iterator[PictureServer]:
+def serving(host: str = "127.0.0.1") -> Iterator[PictureServer]:
     """Run a server for the time of the block."""
-    state = PictureServer()
+    state = PictureServer(host)
     thread = threading.Thread(target=state.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

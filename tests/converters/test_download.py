@@ -348,14 +348,40 @@ def test_redirects_and_names_that_change_are_checked(
     assert looked_up.count("rebound.test") == 1
 
 
-def test_two_downloads_do_not_meet(tmp_path: Path) -> None:
-    import fcntl
-
+def test_two_processes_do_not_meet(tmp_path: Path) -> None:
     folder = data_set(tmp_path, {"i": []})
-    with (folder / ".images.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="Another download"):
-            run(folder)
+    code = "import sys; from pathlib import Path; from dataset_converters.images import images_lock"
+    code += "\nwith images_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for change in (run, lambda f: attach_images(f, f)):
+            with pytest.raises(InputError, match="Another process is changing the images"):
+                change(folder)
+        other.kill()
+    run(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="every 127.x address is this machine's")
+def test_many_hosts_do_not_use_up_the_connections(tmp_path: Path) -> None:
+    with serving("") as server:
+        server.bodies["/a"] = picture()
+        port = server.server.server_address[1]
+        hosts = [f"127.0.{k // 200}.{k % 200 + 1}" for k in range(400)]
+        folder = data_set(tmp_path, {h: [f"http://{h}:{port}/a"] for h in hosts})
+        assert run(folder).statuses["ok"] == 400
+        assert server.most_open_files < 400
+
+
+def test_what_a_server_says_is_shown_as_plain_text(server: PictureServer, tmp_path: Path) -> None:
+    record = one(tmp_path, f"{server.url}/garbage", retries=0)
+    assert record["status"] == "failed"
+    assert record["reason"].isprintable()
 
 
 def test_local_files_and_downloads_go_together(server: PictureServer, tmp_path: Path) -> None:

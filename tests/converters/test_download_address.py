@@ -19,6 +19,7 @@ from picture_server import picture, serving
 from dataset_converters.download import DownloadOptions, download_images
 from dataset_converters.download_address import is_public
 from dataset_converters.download_fetch import parse_target, retry_after
+from dataset_converters.download_urls import candidates
 from dataset_converters.images import read_records
 
 # RFC 6890 and its registry's later entries, multicast and class E.
@@ -67,6 +68,28 @@ def test_any_text_is_an_address_or_a_reason(text: str) -> None:
     for url in (text, f"http://{text}", f"https://example.com/{text}"):
         target = parse_target(url)
         assert isinstance(target, str) or target.scheme in ("http", "https")
+
+
+def test_smaller_sizes_come_before_the_next_image() -> None:
+    amazon = "https://m.media-amazon.com/images/I/"
+    plain = "https://example.com/images/I/"
+    item = {"image_urls": [f"{amazon}41ab._SL1500_.jpg", f"{plain}b._SX1_.jpg", f"{amazon}c.png"]}
+    assert candidates(item) == [
+        *(
+            f"{amazon}41ab{end}"
+            for end in ("._SL1500_.jpg", ".jpg", "._SL500_.jpg", "._SL160_.jpg")
+        ),
+        f"{plain}b._SX1_.jpg",
+        *(f"{amazon}c{end}" for end in (".png", "._SL500_.png", "._SL160_.png")),
+    ]
+    item["smaller_image_urls"] = [["l", "s"], ["s"]]
+    first, second, third = item["image_urls"]
+    assert candidates(item)[:5] == [first, "l", "s", second, third]
+    assert candidates({"image_urls": [f"u{k}" for k in range(50)]}) == [f"u{k}" for k in range(12)]
+    for nothing in ({}, {"image_urls": None}, {"image_urls": []}):
+        assert candidates(nothing) == []
+    for odd in ("https://m.media-amazon.com.evil.example/images/I/a.jpg", "https://[::1", "x"):
+        assert candidates({"image_urls": [odd]}) == [odd]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")

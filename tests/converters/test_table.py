@@ -199,15 +199,31 @@ def test_category_paths_and_image_addresses_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_line_ends_and_byte_order_marks(tmp_path: Path, end: str, head: str) -> None:
-    """A first line unlike the others is a header, not a preamble."""
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_line_ends_and_byte_order_marks(tmp_path: Path, kind: str, end: str, head: str) -> None:
+    """A first line unlike the others is a header, not a preamble; row numbers have no name."""
     (tmp_path / "raw").mkdir()
-    lines = ["user,item", *(f'{k % 3},"i,{k}"' for k in range(12))]
-    path = tmp_path / "raw" / "x.csv"
-    path.write_bytes((head + end.join(lines)).encode())
+    quote, between = ('"', ",") if kind == "csv" else ("", "\t")
+    cells = [
+        ["", "user", "item"],
+        *([str(k), str(k % 3), f"{quote}i,{k}{quote}"] for k in range(12)),
+    ]
+    path = tmp_path / "raw" / f"x.{kind}"
+    path.write_bytes((head + end.join(map(between.join, cells))).encode())
     made = convert_table("x", path, tmp_path)
     assert made.counts["rows_read"] == 12
     assert rows(made.path / "x.inter")[0] == ["0", "i,0"]
+
+
+def test_lists_in_lists(tmp_path: Path) -> None:
+    """Several category paths, as some sources have them: the first counts."""
+    table = [{"user": f"u{k}", "item": i} for k in range(3) for i in "abcd"]
+    items = [{"item": "a", "categories": [["Home", "Mugs"], ["Gifts"]], "images": ["https://x/1"]}]
+    files = [write(tmp_path / "raw" / n, t) for n, t in (("x.csv", table), ("i.jsonl", items))]
+    made = convert_table("x", files[0], tmp_path, items=files[1])
+    record = json.loads((made.path / "items.jsonl").read_text().splitlines()[0])
+    assert record["category_path"] == ["Home", "Mugs"]
+    assert record["image_urls"] == ["https://x/1"]
 
 
 def test_ids_keep_their_zeros_and_lose_the_fraction_of_a_gap(tmp_path: Path) -> None:
@@ -299,6 +315,7 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     timeless = [{k: v for k, v in row.items() if k != "time"} for row in GOOD]
     refuse(tmp_path, timeless, "--time_column", options=TableOptions(split="temporal"))
     refuse(tmp_path, timeless, "--time_column", options=TableOptions(sessions="day"))
+    refuse(tmp_path, timeless, "--drop_repeats", options=TableOptions(drop_repeats=True))
     refuse(tmp_path, GOOD, "--split_column", options=TableOptions(split="given"))
     refuse(tmp_path, GOOD, "'rating'|--rating_column", options=TableOptions(min_rating=3))
     refuse(tmp_path, GOOD, "no column 'set'", columns=ColumnNames(split="set"))
@@ -313,7 +330,7 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     refuse(tmp_path, b"", r"x\.xlsx is of no known kind", name="x.xlsx")
     refuse(tmp_path, b"", "must name the columns, but it is empty")
-    refuse(tmp_path, "user,,item\n1,2,3\n", "a column has no name: user,,item")
+    refuse(tmp_path, "user,,,item\n1,2,3\n", r"cannot be read: .*Line: 2")
     refuse(tmp_path, "user,item,User\n1,2,3\n", "'user' is there twice")
     refuse(tmp_path, "usér,item\n".encode("latin-1"), "first line is not UTF-8")
     refuse(tmp_path, "user,item\né,1\n".encode("latin-1"), "cannot be read: .*utf-8")
