@@ -289,5 +289,14 @@ class DownloadQueue:
         host.down = f"{target.host}: {reason}"
         queued, host.queue = list(host.queue), deque()
         self._update(target.origin)
+        kept = []
+        for entry in self._waiting:
+            waiter = entry[2]
+            if isinstance(waiter, Job) and waiter.target and waiter.target.origin == target.origin:
+                queued.append(waiter)
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self._waiting = kept
         for job in queued:
             self._fail(job, "failed", host.down)

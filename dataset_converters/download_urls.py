@@ -7,30 +7,34 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _MOST = 12  # addresses of one item; a dead item must not cost a hundred requests
-# Amazon's image addresses: /images/I/<id>._<what to do with it>_.jpg
+# Amazon's image addresses: /images/I/<id>._<what to do with it>_.jpg; SL1500 reduces the longer
+# side to 1500 pixels, and without any such word it is the image as it was uploaded.
 _AMAZON_HOST = re.compile(r"(.*[.-])?(media-amazon|images-amazon)\.com", re.IGNORECASE)
-_AMAZON_PATH = re.compile(r"(?P<stem>/images/[A-Z]/[^/.]+)(?:\._[^/]*_)?(?P<end>\.[A-Za-z]+)")
+_AMAZON_PATH = re.compile(r"(?P<stem>/images/[A-Z]/[^/.]+)(?P<how>\._[^/]*_)?(?P<end>\.[A-Za-z]+)")
+_AMAZON_LARGE = re.compile(r"\._(?:AC_)?[SU][LXY](\d+)_")
 _AMAZON_SIZES = ("", "._SL500_", "._SL160_")
+_LARGE = 500  # pixels
 
 
 def candidates(item: dict[str, Any]) -> list[str]:
     """Return the addresses to try for an item of ``items.jsonl``, each once.
 
     For each image the largest size, its smaller sizes, then the next image. `image_urls` has the
-    largest ones; the optional `smaller_image_urls` has, for each of them, a list of smaller ones.
-    Where it has none, Amazon's own addresses are also asked for at 500 and 160 pixels.
+    source's largest ones; the optional `smaller_image_urls` has a list of smaller ones for each of
+    them. Where it has none, Amazon's own addresses are also asked for as uploaded (first, where
+    the source only names a thumbnail) and at 500 and 160 pixels.
     """
     smaller = item.get("smaller_image_urls") or []
     found: dict[str, None] = {}
     for position, url in enumerate(item.get("image_urls") or []):
-        found.setdefault(url)
         listed = smaller[position] if position < len(smaller) else []
-        for other in listed or _amazon_sizes(url):
+        for other in [url, *listed] if listed else _amazon_sizes(url) or [url]:
             found.setdefault(other)
     return list(found)[:_MOST]
 
 
 def _amazon_sizes(url: str) -> list[str]:
+    """All sizes of an image of Amazon's, the given one among them; empty for other addresses."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -39,5 +43,10 @@ def _amazon_sizes(url: str) -> list[str]:
     match = _AMAZON_PATH.fullmatch(parts.path)
     if match is None or not _AMAZON_HOST.fullmatch(host):
         return []
-    stem, end = match["stem"], match["end"]
-    return [parts._replace(path=f"{stem}{size}{end}").geturl() for size in _AMAZON_SIZES]
+    stem, how, end = match["stem"], match["how"] or "", match["end"]
+    paths = [f"{stem}{size}{end}" for size in _AMAZON_SIZES]
+    size = _AMAZON_LARGE.fullmatch(how)
+    large = not how or (size is not None and int(size[1]) >= _LARGE)
+    if parts.path not in paths:
+        paths.insert(0 if large else 2, parts.path)
+    return [parts._replace(path=path).geturl() for path in paths]

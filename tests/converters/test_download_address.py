@@ -82,6 +82,9 @@ def test_smaller_sizes_come_before_the_next_image() -> None:
         f"{plain}b._SX1_.jpg",
         *(f"{amazon}c{end}" for end in (".png", "._SL500_.png", "._SL160_.png")),
     ]
+    thumbnail = f"{amazon}d._SR80,60_.jpg"
+    sizes = (f"{amazon}d.jpg", f"{amazon}d._SL500_.jpg", thumbnail, f"{amazon}d._SL160_.jpg")
+    assert candidates({"image_urls": [thumbnail]}) == list(sizes)
     item["smaller_image_urls"] = [["l", "s"], ["s"]]
     first, second, third = item["image_urls"]
     assert candidates(item)[:5] == [first, "l", "s", second, third]
