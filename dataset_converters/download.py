@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from dataset_converters.download_fetch import Deadline, Fetched, Fetcher, FetchLimits, Target
@@ -231,6 +233,7 @@ class _Run:
         )
         statuses: Counter[str] = Counter()
         with (
+            warnings.catch_warnings(),
             (self.folder / JOURNAL).open("a", encoding="utf-8", newline="\n") as journal,
             tqdm(total=total, initial=total - len(jobs), desc="images", unit="item") as bar,
         ):
@@ -247,6 +250,8 @@ class _Run:
 
             queue = DownloadQueue(limits, fetch, done)
             try:
+                # Pillow's warning of large images; `max_pixels` decides here.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 queue.run(jobs)
             finally:
                 fetcher.close()

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -211,6 +212,49 @@ def test_the_most_hopeful_failure_is_the_status(server: PictureServer, tmp_path:
     paths = ("/absent", "/html/x", "/status/500", "/absent2")
     record = one(tmp_path, *(server.url + p for p in paths), retries=0)
     assert (record["status"], record["reason"]) == ("failed", "HTTP 500")
+
+
+ENDS = {
+    "/good": "ok",
+    "/moved/good": "ok",
+    "/flaky/2/{}": "ok",
+    "/busy/1/0/{}": "ok",
+    "/cut/once/{}": "ok",
+    "/absent/{}": "missing",
+    "/circle/a": "missing",
+    "/html/{}": "unreadable",
+    "/short-length/{}": "unreadable",
+    "/dot": "placeholder",
+    "/to?ftp://x": "refused",
+    "/status/503/{}": "failed",
+    "/cut/always/{}": "failed",
+    "/drip/body/{}": "failed",
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_mixture_ends_as_its_parts_do(server: PictureServer, tmp_path: Path, seed: int) -> None:
+    """The first good address counts; without one, the most hopeful failure."""
+    draw = random.Random(seed)
+    server.bodies |= {"/good": picture(), "/dot": picture(size=(2, 2))}
+    urls, expected = {}, {}
+    rare = ["/drip/body/{}"]
+    for k in range(120):
+        kinds = [p for p in ENDS if p not in rare or k % 20 == 0]
+        chosen = draw.sample(kinds, draw.randint(0, 4))
+        urls[f"i{k}"] = [server.url + path.format(f"{k}-{n}") for n, path in enumerate(chosen)]
+        found = {ENDS[path] for path in chosen}
+        hopeful = ("ok", "failed", "unreadable", "placeholder", "refused", "missing")
+        expected[f"i{k}"] = next((end for end in hopeful if end in found), "missing")
+    folder = data_set(tmp_path, urls)
+    summary = run(folder, per_host=5, time_limit=0.5)
+    records = read_records(folder)
+    assert {item: record["status"] for item, record in records.items()} == expected
+    assert server.most_at_a_time <= 5
+    assert summary.requests == sum(server.asked.values())
+    assert sum(record["attempts"] for record in records.values()) == summary.requests
+    stored = sorted(path.name for path in (folder / "images").iterdir())
+    assert stored == sorted(f"{item}.jpg" for item, end in expected.items() if end == "ok")
 
 
 def test_a_second_run_redoes_what_failed_or_is_gone(server: PictureServer, tmp_path: Path) -> None:
