@@ -38,7 +38,11 @@ def png_bomb(side: int = 8_000) -> bytes:
 
 
 class PictureServer:
-    """Answers by path; see `_Handler`. `asked` counts the requests by path."""
+    """Answers by path; see `_Handler`.
+
+    Attributes:
+        asked: requests by path. most_at_a_time: of those that waited for an answer.
+    """
 
     def __init__(self, host: str) -> None:
         self.asked: Counter[str] = Counter()
@@ -88,15 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server_state
         path = self.path.partition("?")[0]
         count = state.enter(path)
+        state.headers.append({k.lower(): v for k, v in self.headers.items()})
+        time.sleep(state.slow)
+        state.leave()  # before the answer: after it, the next request may be there at once
         try:
-            state.headers.append({k.lower(): v for k, v in self.headers.items()})
-            time.sleep(state.slow)
             name, _, rest = path.lstrip("/").partition("/")
             getattr(self, f"do_{name.replace('-', '_')}", self.do_body)(rest, count)
         except OSError:
             self.close_connection = True  # the client left
-        finally:
-            state.leave()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)

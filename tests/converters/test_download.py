@@ -32,8 +32,10 @@ from dataset_converters.images import attach_images, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = DownloadOptions(
-    backoff=0.02, connect_timeout=1, read_timeout=0.3, time_limit=0.6, retries=2, allow_private=True
+    backoff=0.02, connect_timeout=5, read_timeout=5, time_limit=10, retries=2, allow_private=True
 )
+# For servers that never answer: short, and only for them, since this machine may be busy.
+HASTY = {"read_timeout": 0.3, "time_limit": 0.6}
 
 
 @pytest.fixture
@@ -128,7 +130,9 @@ def test_what_cannot_be_had_is_a_status(
     if path == "/bomb":
         server.bodies[path] = png_bomb()
     server.bodies["/dot"] = picture(size=(1, 1), kind="GIF")
-    record = one(tmp_path, server.url + path, max_bytes=300_000 if path == "/endless" else 10**6)
+    limits: dict[str, Any] = HASTY if path.startswith(("/stall", "/drip")) else {}
+    limits = limits | {"max_bytes": 300_000 if path == "/endless" else 10**6}
+    record = one(tmp_path, server.url + path, **limits)
     assert record["status"] == status
     assert reason in record["reason"]
     assert record["attempts"] == sum(server.asked.values()) == requests
@@ -181,11 +185,11 @@ def test_a_dead_host_is_given_up_and_others_are_not(server: PictureServer, tmp_p
 def test_one_slow_host_does_not_keep_another_back(server: PictureServer, tmp_path: Path) -> None:
     with serving() as other:
         other.bodies["/a"] = picture()
-        urls = {f"s{k}": [f"{server.url}/stall"] for k in range(8)}
+        urls = {f"s{k}": [f"{server.url}/stall"] for k in range(3)}
         folder = data_set(tmp_path, urls | {f"f{k}": [f"{other.url}/a"] for k in range(8)})
-        started = time.monotonic()
-        run(folder, workers=4, per_host=2, retries=0)
-        assert max(other.moments["/a"]) - started < 0.3
+        run(folder, workers=4, per_host=2, retries=0, read_timeout=1.5, time_limit=3)
+        # All of the other's are asked before the first of the slow one's have timed out.
+        assert max(other.moments["/a"]) < max(server.moments["/stall"])
 
 
 def test_no_more_than_the_limit_at_a_time(server: PictureServer, tmp_path: Path) -> None:
@@ -236,18 +240,19 @@ ENDS = {
 def test_any_mixture_ends_as_its_parts_do(server: PictureServer, tmp_path: Path, seed: int) -> None:
     """The first good address counts; without one, the most hopeful failure."""
     draw = random.Random(seed)
+    server.slow = 0.003
     server.bodies |= {"/good": picture(), "/dot": picture(size=(2, 2))}
     urls, expected = {}, {}
     rare = ["/drip/body/{}"]
     for k in range(120):
-        kinds = [p for p in ENDS if p not in rare or k % 20 == 0]
+        kinds = [p for p in ENDS if p not in rare or k % 60 == 0]
         chosen = draw.sample(kinds, draw.randint(0, 4))
         urls[f"i{k}"] = [server.url + path.format(f"{k}-{n}") for n, path in enumerate(chosen)]
         found = {ENDS[path] for path in chosen}
         hopeful = ("ok", "failed", "unreadable", "placeholder", "refused", "missing")
         expected[f"i{k}"] = next((end for end in hopeful if end in found), "missing")
     folder = data_set(tmp_path, urls)
-    summary = run(folder, per_host=5, time_limit=0.5)
+    summary = run(folder, per_host=5, time_limit=1.5)
     records = read_records(folder)
     assert {item: record["status"] for item, record in records.items()} == expected
     assert server.most_at_a_time <= 5
