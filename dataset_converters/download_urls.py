@@ -6,6 +6,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from dataset_converters.errors import InputError
+
 _MOST = 12  # addresses of one item; a dead item must not cost a hundred requests
 # Amazon's image addresses: /images/I/<id>._<what to do with it>_.jpg; SL1500 reduces the longer
 # side to 1500 pixels, and without any such word it is the image as it was uploaded.
@@ -23,14 +25,28 @@ def candidates(item: dict[str, Any]) -> list[str]:
     source's largest ones; the optional `smaller_image_urls` has a list of smaller ones for each of
     them. Where it has none, Amazon's own addresses are also asked for as uploaded (first, where
     the source only names a thumbnail) and at 500 and 160 pixels.
+
+    Raises:
+        InputError: `image_urls` or a list in `smaller_image_urls` is no list of strings.
     """
     smaller = item.get("smaller_image_urls") or []
     found: dict[str, None] = {}
-    for position, url in enumerate(item.get("image_urls") or []):
-        listed = smaller[position] if position < len(smaller) else []
+    for position, url in enumerate(_strings(item, item.get("image_urls"))):
+        listed = _strings(item, smaller[position]) if position < len(smaller) else []
         for other in [url, *listed] if listed else _amazon_sizes(url) or [url]:
             found.setdefault(other)
     return list(found)[:_MOST]
+
+
+def _strings(item: dict[str, Any], value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise InputError(
+            f"items.jsonl, item '{item.get('item_id')}': image addresses must be lists of strings, "
+            f"not {str(value)[:80]!r}."
+        )
+    return value
 
 
 def _amazon_sizes(url: str) -> list[str]:

@@ -25,6 +25,7 @@ from dataset_converters.reading import read_jsonl
 
 # Records of a download under way, one line each; part of images.jsonl once it has ended.
 JOURNAL = "images.journal.jsonl"
+_LONGEST_NAME = 200  # bytes; file systems end at 255, temporary names are longer
 # Decoded formats that every later stage reads, with the extension their files get.
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 _SOURCE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -205,7 +206,10 @@ def read_items(dataset_folder: Path) -> list[dict[str, Any]]:
 
 def image_file(item_id: str, extension: str) -> str:
     """The path of an item's image, relative to the data set folder."""
-    return f"images/{quote(item_id, safe='')}.{extension}"
+    name = quote(item_id, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(item_id.encode()).hexdigest()
+    return f"images/{name}.{extension}"
 
 
 class _Sources:

@@ -129,6 +129,12 @@ def convert_tables(
         rest = {role: column for role, column in item_columns.items() if role != "item"}
         rows = read_rows(connection, item_table, rest, item_columns["item"])
         contents, duplicates = item_contents(rows)
+        if not contents:
+            raise InputError(
+                f"{item_table.path}: the column '{item_columns['item']}' has none of the items of "
+                f"{table.path}, column '{chosen['item']}'. Name the right one with "
+                f"--items_id_column. Columns found: {', '.join(item_table.columns)}."
+            )
         contents = refine(contents)
     funnel = Funnel(read.rows)
     if options.min_rating is not None:

@@ -97,7 +97,7 @@ def _convert_table(args: argparse.Namespace, _: Overrides) -> None:
         options=TableOptions(**_chosen(args, TableOptions)),
         overwrite=args.overwrite,
     )
-    print(summary_text(summary.path, summary.counts))
+    _tell(summary.path, summary.counts)
 
 
 def _convert_movielens(args: argparse.Namespace, _: Overrides) -> None:
@@ -112,7 +112,7 @@ def _convert_movielens(args: argparse.Namespace, _: Overrides) -> None:
         options=TableOptions(**_chosen(args, TableOptions)),
         overwrite=args.overwrite,
     )
-    print(summary_text(summary.path, summary.counts))
+    _tell(summary.path, summary.counts)
 
 
 def _convert_session_ids(args: argparse.Namespace, _: Overrides) -> None:
@@ -130,6 +130,18 @@ def _convert_session_ids(args: argparse.Namespace, _: Overrides) -> None:
         overwrite=args.overwrite,
     )
     print(summary_text(summary.path, summary.counts))
+
+
+def _tell(path: Path, counts: dict[str, int]) -> None:
+    """Print what a conversion wrote, and the images where there are any."""
+    from dataset_converters.images import read_records
+
+    print(summary_text(path, counts))
+    records = read_records(path).values()
+    if records:
+        ok = sum(record["status"] == "ok" for record in records)
+        unreadable = sum(record["status"] == "unreadable" for record in records)
+        print(f"{path / 'images'}: {ok:,} items with an image, {unreadable:,} unreadable")
 
 
 def summary_text(path: Path, counts: dict[str, int]) -> str:

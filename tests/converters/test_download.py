@@ -445,7 +445,19 @@ def test_local_files_and_downloads_go_together(server: PictureServer, tmp_path: 
     assert run(folder).requests == 0
 
 
+def test_long_ids_and_odd_characters_are_file_names(server: PictureServer, tmp_path: Path) -> None:
+    server.bodies["/a"] = picture()
+    ids = ["x" * 300, "é" * 100, "a/../b", "..", "%2e", "A:B"]
+    folder = data_set(tmp_path / "x", {i: [f"{server.url}/a"] for i in ids})
+    assert run(folder).statuses["ok"] == len(ids)
+    files = {folder / record["file"] for record in read_records(folder).values()}
+    assert files == set((folder / "images").iterdir())
+
+
 def test_bad_options_and_folders_are_named(tmp_path: Path) -> None:
+    for urls in (["a", 3], "https://x/1.jpg"):
+        with pytest.raises(InputError, match="item 'i': image addresses must be lists"):
+            run(data_set(tmp_path / "x", {"i": urls}))  # type: ignore[dict-item]
     with pytest.raises(InputError, match="workers=0 is too small"):
         DownloadOptions(workers=0)
     with pytest.raises(InputError, match="read_timeout=0"):

@@ -21,6 +21,7 @@ from dataset_converters.errors import InputError
 from dataset_converters.table import convert_table
 from dataset_converters.table_columns import INTERACTION_COLUMNS, choose_columns
 from dataset_converters.table_options import ColumnNames, TableOptions
+from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 
 Rows = Sequence[Mapping[str, Any]]
@@ -323,6 +324,8 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     refuse(tmp_path, words, "the column 'set' says 'x'; known", columns=ColumnNames(split="set"))
     session = [row | {"session": "s"} for row in GOOD]
     refuse(tmp_path, session, "--sessions day does not apply", options=TableOptions(sessions="day"))
+    items = write(tmp_path / "raw" / "others.csv", [{"id": "7", "title": "t"}])
+    refuse(tmp_path, GOOD, "others.csv: the column 'id' has none of the items", items=items)
     items = write(tmp_path / "raw" / "items.csv", [{"thing": "i", "title": "t"}])
     refuse(tmp_path, GOOD, "items.csv: .*--items_id_column", items=items)
 
@@ -393,3 +396,23 @@ def test_columns_are_chosen_or_refused(columns: list[str]) -> None:
         return
     assert set(chosen.values()) <= set(columns)
     assert len(set(chosen.values())) == len(chosen)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = [{"client": f"c{k % 10}", "item": f"i{k % 7}", "when": 10 + k} for k in range(60)]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "i1.jpg").write_bytes(picture())
+    (tmp_path / "pictures" / "i2.jpg").write_bytes(b"no")
+    path = write(tmp_path / "raw" / "x.csv", table)
+    given = ["convert", "table", "--dataset", "x", "--data_path", str(tmp_path), "--interactions"]
+    given += [str(path), "--images", str(tmp_path / "pictures"), "--time_column", "when"]
+    assert main(given) == 2
+    assert "--user_column" in capsys.readouterr().err
+    assert main([*given, "--user_column", "client", "--no-augment", "--max_len", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "10 sessions, 60 interactions, 7 items" in said
+    assert "1 items with an image, 1 unreadable" in said
+    split = json.loads((tmp_path / "x" / "split.json").read_text())
+    assert (split["rule"], split["augmented"], split["max_len"]) == ("temporal", False, 3)
+    recorded = json.loads((tmp_path / "x" / "dataset.json").read_text())["options"]["columns"]
+    assert recorded == {"user": "client", "item": "item", "time": "when"}
