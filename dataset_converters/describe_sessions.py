@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def read_benchmark(path: Path, vocabulary: Vocabulary) -> Sequences:
         InputError: unreadable, or a row that has not three cells.
     """
     items, offsets = array("q"), array("q", [0])
+    known = vocabulary.index
     current: str | None = None
     try:
         with path.open(encoding="utf-8", newline="\n") as rows:
@@ -108,7 +110,7 @@ def read_benchmark(path: Path, vocabulary: Vocabulary) -> Sequences:
                         offsets.append(len(items))
                     current = cells[0]
                     items.extend(vocabulary.numbers(cells[1].split(" ")))
-                items.extend(vocabulary.numbers(cells[2:]))
+                items.append(known.setdefault(cells[2], len(known)))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     if current is not None:
@@ -123,6 +125,7 @@ def read_interactions_file(path: Path, vocabulary: Vocabulary) -> tuple[Sequence
         InputError: unreadable, or not a file a converter wrote.
     """
     items, offsets, times = array("q"), array("q", [0]), array("q")
+    known = vocabulary.index
     current: str | None = None
     try:
         with path.open(encoding="utf-8", newline="\n") as rows:
@@ -138,11 +141,13 @@ def read_interactions_file(path: Path, vocabulary: Vocabulary) -> tuple[Sequence
                     if current is not None:
                         offsets.append(len(items))
                     current = cells[0]
-                items.extend(vocabulary.numbers(cells[1:2]))
+                items.append(known.setdefault(cells[1], len(known)))
                 if timed:
                     times.append(int(float(cells[2])))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.") from error
     except ValueError as error:
         raise InputError(f"{path}: a time stamp is no number ({error}).") from error
     if current is not None:
@@ -164,10 +169,11 @@ def order_of_pairs(sessions: Sequences) -> dict[str, Any]:
     """
     used = sessions.sampled()
     earlier, later = used.first_occurrences().pairs()
-    width = int(sessions.items.max(initial=0)) + 1
-    key = np.minimum(earlier, later) * width + np.maximum(earlier, later)
-    _, pair, seen = np.unique(key, return_inverse=True, return_counts=True)
-    forward = np.bincount(pair, weights=earlier < later, minlength=len(seen))
+    # The direction is a key's last bit: one sort brings a pair's occurrences together.
+    key = np.sort((_edge(earlier, later) << 1) | (earlier < later))
+    starts = _run_starts(key >> 1)
+    seen = np.diff(np.append(starts, len(key)))
+    forward = np.add.reduceat(key & 1, starts) if len(key) else seen
     constant = (forward == 0) | (forward == seen)
     often = seen >= 2
     return {
@@ -187,8 +193,8 @@ def edge_overlap(train: Sequences, test: Sequences) -> dict[str, Any]:
     `edges_in_train`, and `targets_linked`, the share of test targets that occur in training in one
     session with an item of their context. Pairs more than `WINDOW` apart do not count.
     """
-    known = np.unique(_edges(train.sampled()))
-    asked = np.unique(_edges(test.sampled()))
+    known = _distinct(_edges(train.sampled()))
+    asked = _distinct(_edges(test.sampled()))
     linked = np.zeros(len(test), dtype=np.bool_)
     last = test.offsets[1:] - 1
     lengths = test.lengths
@@ -201,6 +207,19 @@ def edge_overlap(train: Sequences, test: Sequences) -> dict[str, Any]:
         "edges_in_train": _mean(_among(asked, known)),
         "targets_linked": _mean(linked),
     }
+
+
+def _run_starts(ordered: IntArray) -> IntArray:
+    """Positions at which a sorted array's value changes; empty for an empty one."""
+    changed = np.ones(len(ordered), dtype=np.bool_)
+    changed[1:] = ordered[1:] != ordered[:-1]
+    return np.flatnonzero(changed)
+
+
+def _distinct(values: IntArray) -> IntArray:
+    """The different values, sorted; for millions of them several times as fast as np.unique."""
+    ordered = np.sort(values)
+    return ordered[_run_starts(ordered)]
 
 
 def _among(values: IntArray, ordered: IntArray) -> BoolArray:
@@ -218,8 +237,8 @@ def _edges(sessions: Sequences) -> IntArray:
 
 
 def _edge(one: IntArray, other: IntArray) -> IntArray:
-    # Item numbers stay far below 2^31.
-    return (np.minimum(one, other) << 31) | np.maximum(one, other)
+    # Item numbers stay below 2^30, and one bit is left for a direction.
+    return (np.minimum(one, other) << 30) | np.maximum(one, other)
 
 
 def target_statistics(part: Sequences, in_train: BoolArray) -> dict[str, Any]:
@@ -242,9 +261,15 @@ def target_statistics(part: Sequences, in_train: BoolArray) -> dict[str, Any]:
 
 def repeated_sessions(train: Sequences, test: Sequences) -> float | None:
     """Share of test sessions that occur item by item in training as a whole."""
-    known = {part.tobytes() for part in np.split(train.items, train.offsets[1:-1])}
-    same = [part.tobytes() in known for part in np.split(test.items, test.offsets[1:-1])]
-    return _mean(np.array(same, dtype=np.bool_))
+    known = set(_as_bytes(train))
+    return _mean(np.array([items in known for items in _as_bytes(test)], dtype=np.bool_))
+
+
+def _as_bytes(sessions: Sequences) -> Iterator[bytes]:
+    whole, size = sessions.items.tobytes(), sessions.items.itemsize
+    ends = (sessions.offsets * size).tolist()
+    for start, end in itertools.pairwise(ends):
+        yield whole[start:end]
 
 
 def _mean(values: BoolArray | FloatArray) -> float | None:
