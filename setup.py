@@ -92,6 +92,8 @@ setup(
         "tokenizers>=0.22",
         "pyyaml>=6",
         "tqdm>=4.66",
+        # read1() of its responses; RecBole's own dependencies bring it, too.
+        "urllib3>=2.2",
     ],
     extras_require={"test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["recbole-tpad=recbole_tpad.cli:main"]},

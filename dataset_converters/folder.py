@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_folder, sha256_file, write_json
@@ -119,7 +119,7 @@ class Conversion:
     name: str
     release: str
     sessions: str
-    split_rule: SplitRule
+    split_rule: SplitRule | Literal["given"]
     split: Split
     contents: Mapping[str, ItemContent]
     sources: Sequence[SourceFile]

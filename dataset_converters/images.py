@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from PIL import Image
 from tqdm import tqdm
@@ -20,6 +23,9 @@ from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_path, sha256_file
 from dataset_converters.reading import read_jsonl
 
+# Records of a download under way, one line each; part of images.jsonl once it has ended.
+JOURNAL = "images.journal.jsonl"
+_LONGEST_NAME = 200  # bytes; file systems end at 255, temporary names are longer
 # Decoded formats that every later stage reads, with the extension their files get.
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 _SOURCE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -66,16 +72,43 @@ def attach_images(
     """
     if not source_dir.is_dir():
         raise InputError(f"{source_dir} is not a folder: name the folder that holds the images.")
-    items = _read_items(dataset_folder)
-    index = _Sources(source_dir)
+    items = read_items(dataset_folder)
+    with images_lock(dataset_folder):
+        return _attach(dataset_folder, items, _Sources(source_dir), max_pixels)
+
+
+@contextmanager
+def images_lock(dataset_folder: Path) -> Iterator[None]:
+    """Keep other processes from changing the folder's images; ends with the process at the latest.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    folder = os.open(dataset_folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another process is changing the images of {dataset_folder}. Wait for its end."
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _attach(
+    dataset_folder: Path, items: list[dict[str, Any]], index: _Sources, max_pixels: int
+) -> ImageCounts:
     before = read_records(dataset_folder)
+    compact_records(dataset_folder, items)
     images = dataset_folder / "images"
     images.mkdir(exist_ok=True)
     copied = 0
     records: list[dict[str, Any]] = []
     for item in tqdm(items, desc="images", unit="item", delay=3, leave=False):
         old = before.get(item["item_id"])
-        old_is_good = _is_good(dataset_folder, old)
+        old_is_good = is_good(dataset_folder, old)
         record = {"item_id": item["item_id"], "file": None, "sha256": None, "status": "missing"}
         for candidate in index.candidates(item):
             data = candidate.read_bytes()
@@ -87,18 +120,18 @@ def attach_images(
             if extension is None:
                 record["status"] = "unreadable"
                 continue
-            record["file"] = f"images/{quote(item['item_id'], safe='')}.{extension}"
+            record["file"] = image_file(item["item_id"], extension)
             record |= {"sha256": digest, "status": "ok"}
             with atomic_path(dataset_folder / str(record["file"])) as temporary:
                 temporary.write_bytes(data)
             copied += 1
             break
-        if record["status"] != "ok" and old is not None and old_is_good:
-            record = old
+        if old is not None and record["status"] != "ok":
+            # A good image stays, and so does what a download found out about the item.
+            tried = record["status"] == "missing" and "attempts" in old and old["status"] != "ok"
+            record = old if old_is_good or tried else record
         records.append(record)
-    with atomic_path(dataset_folder / "images.jsonl") as temporary:
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_records(dataset_folder, records)
     statuses = [record["status"] for record in records]
     return ImageCounts(
         ok=statuses.count("ok"),
@@ -111,22 +144,57 @@ def attach_images(
 def read_records(dataset_folder: Path) -> dict[str, dict[str, Any]]:
     """Return the records of ``images.jsonl`` by item id; empty where there is none.
 
+    The journal of a download that was killed counts: its last, possibly cut, line does not.
+
     Raises:
         InputError: a line is not a record of an image.
     """
-    path = dataset_folder / "images.jsonl"
-    if not path.is_file():
-        return {}
     records: dict[str, dict[str, Any]] = {}
-    for number, record in read_jsonl(path):
-        absent = [key for key in ("item_id", "file", "sha256", "status") if key not in record]
-        if absent:
-            raise InputError(f"{path}, line {number}: no key {absent[0]!r}.")
-        records[record["item_id"]] = record
+    for name in ("images.jsonl", JOURNAL):
+        path = dataset_folder / name
+        if not path.is_file():
+            continue
+        rows = _journal_rows(path) if name == JOURNAL else read_jsonl(path)
+        for number, record in rows:
+            absent = [key for key in ("item_id", "file", "sha256", "status") if key not in record]
+            if absent:
+                raise InputError(f"{path}, line {number}: no key {absent[0]!r}.")
+            records[record["item_id"]] = record
     return records
 
 
-def _read_items(dataset_folder: Path) -> list[dict[str, Any]]:
+def _journal_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    complete, separator, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate((complete + separator).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error}). Delete it.") from error
+        yield number, record
+
+
+def write_records(dataset_folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write ``images.jsonl`` atomically; a journal's content must be in `records`."""
+    with atomic_path(dataset_folder / "images.jsonl") as temporary:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    (dataset_folder / JOURNAL).unlink(missing_ok=True)
+
+
+def compact_records(dataset_folder: Path, items: Iterable[dict[str, Any]]) -> None:
+    """Move a journal's records to ``images.jsonl``, in the order of `items`."""
+    if (dataset_folder / JOURNAL).is_file():
+        records = read_records(dataset_folder)
+        ids = (item["item_id"] for item in items)
+        write_records(dataset_folder, [records[i] for i in ids if i in records])
+
+
+def read_items(dataset_folder: Path) -> list[dict[str, Any]]:
+    """Return the objects of ``items.jsonl``.
+
+    Raises:
+        InputError: `dataset_folder` is no data set folder.
+    """
     path = dataset_folder / "items.jsonl"
     if not path.is_file():
         raise InputError(
@@ -134,6 +202,14 @@ def _read_items(dataset_folder: Path) -> list[dict[str, Any]]:
             "first."
         )
     return [record for _, record in read_jsonl(path)]
+
+
+def image_file(item_id: str, extension: str) -> str:
+    """The path of an item's image, relative to the data set folder."""
+    name = quote(item_id, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(item_id.encode()).hexdigest()
+    return f"images/{name}.{extension}"
 
 
 class _Sources:
@@ -152,7 +228,7 @@ class _Sources:
         """Yield the files that may be the item's image, best first."""
         yield from self._by_stem.get(item["item_id"], [])
         for url in item["image_urls"]:
-            base = urlsplit(url).path.rpartition("/")[2]
+            base = url.partition("?")[0].partition("#")[0].rpartition("/")[2]
             for name in dict.fromkeys((base, unquote(base))):
                 if name in self._by_name:
                     yield self._by_name[name]
@@ -161,7 +237,8 @@ class _Sources:
 def _decoded_extension(data: bytes, max_pixels: int) -> str | None:
     """Return the extension of the format the bytes decode as, or None when they do not."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        # No other decoder is tried: some of them start programs.
+        with Image.open(BytesIO(data), formats=tuple(_EXTENSIONS)) as image:
             if image.width * image.height > max_pixels:
                 return None
             image.load()
@@ -171,7 +248,7 @@ def _decoded_extension(data: bytes, max_pixels: int) -> str | None:
         return None
 
 
-def _is_good(dataset_folder: Path, record: dict[str, Any] | None) -> bool:
+def is_good(dataset_folder: Path, record: dict[str, Any] | None) -> bool:
     """Whether a recorded image is still there with the recorded content."""
     if record is None or record["status"] != "ok":
         return False

@@ -19,6 +19,7 @@ COMMANDS = [
     "convert",
     "images",
     "keywords",
+    "describe",
     "embed",
     "embeddings",
     "run",
@@ -28,6 +29,7 @@ COMMANDS = [
     "report",
     "demo",
 ]
+SOURCES = ["amazon", "sequences", "table", "movielens", "session-ids"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_the_commands_are_those_of_the_manual() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], *([c] for c in COMMANDS), ["convert", "amazon"], ["convert", "sequences"]]
+    "arguments", [[], *([c] for c in COMMANDS), *(["convert", s] for s in SOURCES)]
 )
 def test_help_everywhere(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
@@ -77,6 +79,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "COMMAND"),
         (["convert"], "SOURCE"),
         (["convert", "amazn"], "amazn"),
+        (["convert", "table", "--dataset", "x"], "--interactions"),
+        (["convert", "movielens", "--dataset", "x", "--folder", "absent"], "no MovieLens files"),
+        (["convert", "session-ids", "--dataset", "x", "--train", "a"], "--test"),
         (["embed"], "--dataset"),
         (["embeddings"], "ACTION"),
         (["embeddings", "imprt"], "imprt"),
@@ -106,6 +111,8 @@ def test_unknown_names(data_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ["evaluate", "--suite", "demo"],
         ["keywords", "--file", "k.csv"],
         ["images", "--from", str(data_path)],
+        ["images"],
+        ["describe"],
     ):
         said = fails(capsys, *command, "--dataset", "shp", "--data_path", data_path)
         assert "Did you mean 'shop'?" in said, command

@@ -1,11 +1,13 @@
-"""Commands on data set folders: convert, images, keywords."""
+"""Commands on data set folders: convert, images, keywords, describe."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from recbole_tpad.cli import images, tables
 from recbole_tpad.cli.parser import Commands, Overrides, add_dataset
+from recbole_tpad.cli.tables import summary_text
 from recbole_tpad.errors import InputError
 
 
@@ -13,20 +15,16 @@ def add_commands(commands: Commands) -> None:
     """Add this module's commands."""
     convert = commands.add("convert", None, "Turn raw files into a data set folder.")
     _add_sources(convert)
-    images = commands.add("images", _images, "Attach item images to a data set.")
-    add_dataset(images)
-    images.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with files named like the item ids or like the metadata's image URLs",
-    )
+    images.add_command(commands)
     keywords = commands.add("keywords", _keywords, "Attach visual keywords to a data set.")
     add_dataset(keywords)
     keywords.add_argument("--annotator", choices=["file"], default="file")
     keywords.add_argument("--file", type=Path, help="CSV (item_id,keywords) or JSON lines")
+    describe = commands.add(
+        "describe", _describe, "Report what is in a data set, and where results would mislead."
+    )
+    add_dataset(describe)
+    describe.add_argument("--json", action="store_true", help="print describe.json instead of text")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +51,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     sequences.set_defaults(command=_convert_sequences)
     sequences.add_argument("--interactions", type=Path, required=True)
     sequences.add_argument("--items", type=Path, required=True)
+    tables.add_sources(sources)
     for source in (amazon, sequences):
         add_dataset(source)
         source.add_argument("--augment", action=argparse.BooleanOptionalAction, default=None)
@@ -98,31 +97,20 @@ def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:
     print(summary_text(summary.path, summary.counts))
 
 
-def summary_text(path: Path, counts: dict[str, int]) -> str:
-    """One paragraph on a conversion."""
-    return (
-        f"{path}: {counts['sessions']:,} sessions, {counts['interactions']:,} interactions, "
-        f"{counts['items']:,} items ({counts['items_in_train']:,} of them in training); "
-        f"train/valid/test sessions {counts['sessions_train']:,}/{counts['sessions_valid']:,}/"
-        f"{counts['sessions_test']:,}"
-    )
-
-
-def _images(args: argparse.Namespace, _: Overrides) -> None:
-    from dataset_converters.images import attach_images
-    from recbole_tpad.data import DatasetFolder
-
-    folder = DatasetFolder.open(args.data_path, args.dataset)
-    counts = attach_images(folder.path, args.source)
-    print(
-        f"{folder.path / 'images'}: {counts.ok:,} items with an image ({counts.copied:,} copied "
-        f"now), {counts.missing:,} without, {counts.unreadable:,} unreadable"
-    )
-
-
 def _keywords(args: argparse.Namespace, _: Overrides) -> None:
     from recbole_tpad.keywords.file import annotate_from_file
 
     if args.file is None:
         raise InputError("The annotator 'file' needs --file PATH (CSV or JSON lines).")
     print(annotate_from_file(args.data_path, args.dataset, args.file))
+
+
+def _describe(args: argparse.Namespace, _: Overrides) -> None:
+    import json
+
+    from dataset_converters.describe import describe
+    from dataset_converters.describe_text import card_text
+    from recbole_tpad.data import DatasetFolder
+
+    card = describe(DatasetFolder.open(args.data_path, args.dataset).path)
+    print(json.dumps(card, indent=1, ensure_ascii=False) if args.json else card_text(card))
