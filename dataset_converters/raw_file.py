@@ -1,0 +1,215 @@
+"""Raw files as blocks of whole lines: gzip or plain, hashed on the way, cut streams explained."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from tqdm import tqdm
+
+from dataset_converters.errors import InputError
+from dataset_converters.json_array import ArrayReader
+from dataset_converters.reading import SourceFile
+
+BLOCK = 24 << 20  # bytes of decompressed lines handled at once
+_READ = 1 << 16  # also bounds what one step of a highly compressed file can expand to
+_LONGEST_LINE = 256 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_AND_CHECKSUM = 31  # zlib's window bits for a gzip stream whose CRC and length are checked
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive records of a file.
+
+    Attributes:
+        first_line: number of the first line, from 1; of the first element in a JSON array.
+        lines: how many there are.
+        data: whole lines, each with its line end; empty for a JSON array.
+        elements: the parsed elements of a JSON array, else None.
+    """
+
+    first_line: int
+    lines: int
+    data: bytes = b""
+    elements: list[Any] | None = None
+
+
+class RawFile:
+    """The blocks of a file of JSON lines, or of one JSON array; gzip is told by content.
+
+    After the iteration `lines` holds the number of complete lines (or elements), `truncated`
+    whether the gzip stream was cut or damaged, and `source` the file's fingerprint.
+
+    Raises (while iterating):
+        InputError: the file is absent or empty; the stream is cut or damaged and `allow_truncated`
+            is false; a line of more than 256 MB; an element of an array is not JSON.
+    """
+
+    def __init__(
+        self, path: Path, *, allow_truncated: bool = False, block: int = BLOCK, quiet: bool = False
+    ) -> None:
+        self.path = path
+        self.allow_truncated = allow_truncated
+        self.lines = 0
+        self.truncated = False
+        self.source = SourceFile(path.name, 0, "")
+        self._block = block
+        self._quiet = quiet
+        self._broken = ""
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[Block]:
+        try:
+            handle = self.path.open("rb")
+        except OSError as error:
+            raise InputError(f"Cannot read {self.path}: {error.strerror}.") from error
+        with handle, self._progress() as bar:
+            chunks = self._chunks(handle, bar)
+            start = b""
+            for chunk in chunks:
+                start += chunk
+                if start.lstrip():
+                    break
+            if start.lstrip()[:1] == b"[":
+                yield from self._array_blocks(start, chunks)
+            else:
+                yield from self._line_blocks(start, chunks)
+            while self._read(handle, bar):
+                pass
+        if not self.lines and not self.truncated:
+            raise InputError(f"{self.path} is empty.")
+        cut = self.lines if self.truncated else None
+        self.source = SourceFile(self.path.name, self._bytes, self._digest.hexdigest(), cut)
+
+    def _progress(self) -> Any:
+        return tqdm(
+            total=self.path.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=self.path.name,
+            delay=3,
+            mininterval=1,
+            leave=False,
+            disable=self._quiet,
+        )
+
+    def _read(self, handle: BinaryIO, bar: Any) -> bytes:
+        data = handle.read(_READ)
+        self._digest.update(data)
+        self._bytes += len(data)
+        bar.update(len(data))
+        return data
+
+    def _chunks(self, handle: BinaryIO, bar: Any) -> Iterator[bytes]:
+        data = self._read(handle, bar)
+        if data[:2] != _GZIP_MAGIC:
+            while data:
+                yield data
+                data = self._read(handle, bar)
+            return
+        decoder = zlib.decompressobj(_GZIP_AND_CHECKSUM)
+        inside = False
+        while data or (data := self._read(handle, bar)):
+            if not inside:
+                data = data.lstrip(b"\0")  # padding between the members of a gzip file
+                if not data:
+                    continue
+            inside = True
+            try:
+                out = decoder.decompress(data)
+            except zlib.error as error:
+                self._broken = str(error)
+                return
+            if out:
+                yield out
+            data = decoder.unused_data
+            if decoder.eof:
+                decoder, inside = zlib.decompressobj(_GZIP_AND_CHECKSUM), False
+        if inside:
+            self._broken = "the stream ends before its end mark"
+
+    def _line_blocks(self, start: bytes, chunks: Iterator[bytes]) -> Iterator[Block]:
+        pending, size, limit = [start], len(start), self._block
+        for chunk in chunks:
+            pending.append(chunk)
+            size += len(chunk)
+            if size < limit:
+                continue
+            data = b"".join(pending)
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                yield self._lines_block(data[:cut])
+            elif size > _LONGEST_LINE:
+                raise InputError(
+                    f"{self.path}, line {self.lines + 1}: longer than {_LONGEST_LINE >> 20} MB. "
+                    "Expected one JSON object a line."
+                )
+            pending = [data[cut:]]
+            size = len(pending[0])
+            limit = max(self._block, 2 * size)
+        data = b"".join(pending)
+        if self._broken:
+            # The unfinished last line of a truncated stream is no record of the file.
+            data = data[: data.rfind(b"\n") + 1]
+            self._refuse_broken(self.lines + data.count(b"\n"), "complete lines", "line")
+        elif data and not data.endswith(b"\n"):
+            data += b"\n"
+        if data:
+            yield self._lines_block(data)
+
+    def _lines_block(self, data: bytes) -> Block:
+        block = Block(self.lines + 1, data.count(b"\n"), data)
+        self.lines += block.lines
+        return block
+
+    def _array_blocks(self, start: bytes, chunks: Iterator[bytes]) -> Iterator[Block]:
+        reader = ArrayReader(self.path)
+        pending: list[Any] = []
+        size = 0
+        chunk: bytes | None = start
+        while chunk is not None:
+            pending += reader.feed(chunk)
+            size += len(chunk)
+            if pending and size >= self._block:
+                yield self._elements_block(pending)
+                pending, size = [], 0
+            chunk = next(chunks, None)
+        if self._broken:
+            self._refuse_broken(reader.elements, "elements of its array", "element")
+        else:
+            reader.close()
+        if pending:
+            yield self._elements_block(pending)
+
+    def _elements_block(self, elements: list[Any]) -> Block:
+        block = Block(self.lines + 1, len(elements), elements=elements)
+        self.lines += block.lines
+        return block
+
+    def _refuse_broken(self, complete: int, things: str, thing: str) -> None:
+        self.truncated = True
+        if not self.allow_truncated:
+            raise InputError(
+                f"{self.path} is truncated or damaged: {complete} {things} could be read, "
+                f"{thing} {complete + 1} is cut after {self._bytes} compressed bytes "
+                f"({self._broken}). Fetch the file again, or accept the readable part with "
+                "allow_truncated."
+            )
+
+
+def read_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Yield the items of an iterator that works on the next one in a thread meanwhile."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        coming = worker.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = worker.submit(next, items, end)
+            yield item  # type: ignore[misc]  # not the end mark
