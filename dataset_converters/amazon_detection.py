@@ -8,8 +8,8 @@ from typing import Any
 
 from dataset_converters.amazon_records import RELEASES, Release, meta_release, review_release
 from dataset_converters.errors import InputError, nearest
-from dataset_converters.json_records import LITERAL, parse_line
-from dataset_converters.raw_file import RawFile
+from dataset_converters.json_records import parse_line
+from dataset_converters.raw_file import LITERAL, RawFile
 
 _HEAD = 1 << 20  # bytes in which a file's first record must come
 

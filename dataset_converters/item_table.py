@@ -11,10 +11,10 @@ from typing import Any
 from dataset_converters.amazon_records import Release, item_content
 from dataset_converters.database import Database
 from dataset_converters.folder import ItemContent, item_cells
-from dataset_converters.json_records import LITERAL, block_records
+from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
-from dataset_converters.review_table import IRREGULAR, Irregular, plain_id, read_block, spooled
+from dataset_converters.review_table import IRREGULAR, Irregular, plain_ids, read_block, spooled
 
 _BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
 FLAGS = ("title", "brand", "category", "description", "price", "image_url")
@@ -89,7 +89,7 @@ def read_metadata(
     with database.one_thread():
         for block, spool in read_ahead(spooled(raw, database.folder)):
             wanted: _Wanted | None = None
-            if not exact and block.elements is None and block.data[:2] != LITERAL:
+            if block.quick and not exact:
                 wanted = _read_quickly(block, spool, release, database)
             if wanted is None:
                 read, wanted = _read_exactly(block, path, release, database, rejections)
@@ -117,7 +117,7 @@ def _read_quickly(
     keys = release.meta_keys
     try:
         database.replace("block", f"SELECT * FROM {read_block(spool, keys)}")
-        plain = plain_id(f'"{release.item}"')
+        plain = plain_ids(f'"{release.item}"')
         lines, regular = database.row(f"SELECT count(*), count(*) FILTER ({plain}) FROM block")
         if not lines == regular == block.lines:
             raise Irregular

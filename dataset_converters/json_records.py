@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 import duckdb
 
 from dataset_converters.database import Database, quoted_list
-from dataset_converters.raw_file import Block
+from dataset_converters.raw_file import LITERAL, Block
 from dataset_converters.reading import RejectionLog
 
-LITERAL = b"{'"  # how a Python dict with text keys starts
 # A Python string without prefix; a backslash takes the next character with it.
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 

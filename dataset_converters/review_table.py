@@ -13,7 +13,7 @@ from dataset_converters.amazon_records import Release
 from dataset_converters.database import Database, quoted, quoted_list
 from dataset_converters.errors import InputError
 from dataset_converters.folder import READ_AS_MISSING, check_id
-from dataset_converters.json_records import LITERAL, block_records
+from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 
@@ -34,7 +34,7 @@ def spooled(raw: RawFile, folder: Path) -> Iterator[tuple[Block, Path]]:
         path = folder / f"block{turn % 3}.jsonl"
         # In place: pages of the old block are used again, which is faster than new ones.
         with path.open("r+b" if path.exists() else "wb") as out:
-            out.write(block.data)
+            out.writelines(block.pieces)
             out.truncate()
         yield block, path
 
@@ -49,16 +49,19 @@ def read_block(path: Path, keys: tuple[str, ...]) -> str:
     )
 
 
-def plain_id(column: str) -> str:
-    """Return the SQL test that a column's JSON text is a string RecBole's files can carry.
+def plain_ids(*columns: str, then: str = "", text: str = "''") -> str:
+    """Return the SQL test that columns of JSON text are strings RecBole's files can carry.
 
-    Plain ASCII without escapes only: other ids may be fine too, but are left to `check_id`.
+    Plain ASCII without escapes only: other ids may be fine too, but are left to `check_id`. One
+    regular expression over all columns, followed by `then` over the expression `text`, takes half
+    the time of one each.
     """
-    missing = quoted_list([f'"{word}"' for word in sorted(READ_AS_MISSING)])
-    return (
-        f"starts_with({column}, '\"') AND length({column}) > 2 "
-        f"AND strlen({column}) = length({column}) AND NOT contains({column}, '\\') "
-        f"AND NOT contains({column}, ' ') AND {column} NOT IN {missing}"
+    pattern = r'"[!#-\[\]-~]+"' * len(columns) + then
+    missing = [f'"{word}"' for word in sorted(READ_AS_MISSING)]
+    longest = max(map(len, missing))
+    words = quoted_list(missing)
+    return f"regexp_full_match({' || '.join(columns)} || {text}, {quoted(pattern)})" + "".join(
+        f" AND NOT (strlen({column}) <= {longest} AND {column} IN {words})" for column in columns
     )
 
 
@@ -85,7 +88,7 @@ def read_reviews(
     raw = RawFile(path, allow_truncated=allow_truncated)
     with database.one_thread():
         for block, spool in read_ahead(spooled(raw, database.folder)):
-            quick = not exact and block.elements is None and block.data[:2] != LITERAL
+            quick = block.quick and not exact
             if not (quick and _read_quickly(block, spool, release, database)):
                 _read_exactly(block, path, release, database, rejections)
     rejections.check(path, max(raw.lines, 1))
@@ -97,14 +100,13 @@ def read_reviews(
 def _read_quickly(block: Block, spool: Path, release: Release, database: Database) -> bool:
     """Insert a block's reviews in one statement; false, and nothing inserted, if it cannot be."""
     user, item, time = (f'"{key}"' for key in release.review_keys)
-    # A whole number has neither a point nor an exponent.
-    whole = f"NOT contains({time}, '.') AND NOT contains({time}, 'e')"
-    known = f"TRY_CAST({time} AS BIGINT) BETWEEN {release.earliest} AND {release.latest - 1}"
-    regular = f"{plain_id(user)} AND {plain_id(item)} AND {whole} AND {known}"
+    regular = plain_ids(user, item, then="-?[0-9]{1,15}", text=time)
+    known = f"{time}::BIGINT BETWEEN {release.earliest} AND {release.latest - 1}"
+    ids = ", ".join(f"substr({column}, 2, strlen({column}) - 2)" for column in (user, item))
     statement = (
-        f"INSERT INTO reviews SELECT {user}[2:-2], {item}[2:-2], "
-        f"CASE WHEN {regular} THEN {time}::BIGINT * {1000 // release.ticks} "
-        f"ELSE error('irregular') END FROM {read_block(spool, release.review_keys)}"
+        f"INSERT INTO reviews SELECT {ids}, CASE WHEN {regular} AND {known} "
+        f"THEN {time}::BIGINT * {1000 // release.ticks} ELSE error('irregular') END "
+        f"FROM {read_block(spool, release.review_keys)}"
     )
     try:
         with database.transaction():
