@@ -16,7 +16,7 @@ from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 from dataset_converters.review_table import IRREGULAR, Irregular, plain_ids, read_block, spooled
 
-_BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
+BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
 FLAGS = ("title", "brand", "category", "description", "price", "image_url")
 _Wanted = Iterator[tuple[int, dict[str, Any]]]
 
@@ -84,7 +84,7 @@ def read_metadata(
         "CREATE TABLE records (item_id VARCHAR, line BIGINT, filled INTEGER, large_image BOOLEAN, "
         f"page_source BOOLEAN{flags}, content VARCHAR, cells VARCHAR)"
     )
-    raw = RawFile(path, allow_truncated=allow_truncated, block=_BLOCK)
+    raw = RawFile(path, allow_truncated=allow_truncated, block=BLOCK)
     records = 0
     with database.one_thread():
         for block, spool in read_ahead(spooled(raw, database.folder)):

@@ -52,8 +52,15 @@ class ArrayReader:
 
     def close(self) -> None:
         """Check that the array is complete."""
-        if self._wanted:
-            raise self._error("not JSON (the array has no end)")
+        if not self._wanted:
+            return
+        problem = "the array has no end"
+        if self._text:
+            try:
+                self._json.decode(self._text)
+            except json.JSONDecodeError as error:
+                problem = error.msg
+        raise self._error(f"not JSON ({problem})")
 
     def _step(self, position: int, found: list[Any]) -> int | None:
         """Read one mark or element; None where more text is needed."""

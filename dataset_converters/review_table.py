@@ -17,6 +17,8 @@ from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 
+BLOCK = 24 << 20  # bytes of lines handled at once
+
 
 class Irregular(Exception):
     """A block whose lines are not all plain records: it needs the exact reading."""
@@ -85,7 +87,7 @@ def read_reviews(
             review at all.
     """
     database.execute("CREATE TABLE reviews (user_id VARCHAR, item_id VARCHAR, time BIGINT)")
-    raw = RawFile(path, allow_truncated=allow_truncated)
+    raw = RawFile(path, allow_truncated=allow_truncated, block=BLOCK)
     with database.one_thread():
         for block, spool in read_ahead(spooled(raw, database.folder)):
             quick = block.quick and not exact
