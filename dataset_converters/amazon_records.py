@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataset_converters.folder import ItemContent
+from dataset_converters.item_content import ItemContent
 from dataset_converters.text import (
     as_strings,
     clean_list,

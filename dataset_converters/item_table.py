@@ -10,7 +10,7 @@ from typing import Any
 
 from dataset_converters.amazon_records import Release, item_content
 from dataset_converters.database import Database
-from dataset_converters.folder import ItemContent, item_cells
+from dataset_converters.item_content import ItemContent, item_cells
 from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dataset_converters.database import Database
 from dataset_converters.files import sha256_file
-from dataset_converters.folder import BENCHMARK_HEADER, ITEM_HEADER, ItemContent, item_cells
+from dataset_converters.folder import BENCHMARK_HEADER
+from dataset_converters.item_content import ITEM_HEADER, ItemContent, item_cells
 from dataset_converters.item_table import FLAGS
 from dataset_converters.split import PARTS
 

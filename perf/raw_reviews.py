@@ -52,7 +52,8 @@ def write_raw_files(folder: Path, reviews: int, *, seed: int = 0) -> tuple[Path,
     lengths = lengths[:visits]
     user = np.repeat(rng.integers(0, users, visits), lengths)[:reviews]
     day = np.repeat(rng.integers(_FIRST_DAY, _FIRST_DAY + _DAYS, visits), lengths)[:reviews]
-    item = (rng.pareto(0.8, reviews) * 3).astype(np.int64) % items
+    # Popularity falls slowly: the first tenth of the items has a third of the reviews.
+    item = (items * rng.random(reviews) ** 2).astype(np.int64)
     order = np.argsort(item, kind="stable")
     user, day, item = user[order], day[order], item[order]
     user_ids = [_id(number, 13, "A") for number in range(users)]

@@ -24,7 +24,8 @@ CONVERT = (
     "from dataset_converters.errors import InputError\n"
     "reviews, meta, data_path, limit = sys.argv[1:]\n"
     "if int(limit): resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))\n"
-    "try: convert_amazon('x', Path(reviews), Path(meta), Path(data_path), overwrite=True)\n"
+    "options = {'overwrite': True, 'sessions': 'user'}\n"
+    "try: convert_amazon('x', Path(reviews), Path(meta), Path(data_path), **options)\n"
     "except InputError as error: print(error); sys.exit(2)\n"
 )
 
