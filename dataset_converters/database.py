@@ -42,6 +42,8 @@ class Database:
                     "preserve_insertion_order": True,
                 },
             )
+            # DuckDB's bar for slow statements would go to standard output.
+            self._connection.execute("SET enable_progress_bar = false")
         except duckdb.Error as error:
             raise InputError(
                 f"memory={memory!r} is no amount of memory DuckDB accepts ({_first_line(error)}). "

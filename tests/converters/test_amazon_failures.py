@@ -122,7 +122,7 @@ def test_unusual_ids_make_the_round_trip(tmp_path: Path) -> None:
     assert [json.loads(line)["item_id"] for line in items] == sorted(names)
 
 
-def test_nothing_is_downloaded(tmp_path: Path) -> None:
+def test_nothing_is_downloaded_and_no_bar_is_printed(tmp_path: Path) -> None:
     with open_database(tmp_path, "x") as database:
         loaded = database.execute(
             "SELECT extension_name FROM duckdb_extensions() "
@@ -130,6 +130,7 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
         )
         options = database.row(
             "SELECT current_setting('autoinstall_known_extensions'), "
-            "current_setting('autoload_known_extensions')"
+            "current_setting('autoload_known_extensions'), "
+            "current_setting('enable_progress_bar')"
         )
-    assert (loaded, options) == ([], (False, False))
+    assert (loaded, options) == ([], (False, False, False))
