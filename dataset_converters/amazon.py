@@ -1,43 +1,44 @@
-"""Converts Amazon product reviews (2018 release, as published) to a data set folder."""
+"""Converts Amazon product reviews (releases of 2014, 2018 and 2023) to a data set folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from dataset_converters.amazon_records import MetadataRead, read_metadata, read_reviews
-from dataset_converters.errors import InputError, nearest
+from dataset_converters.amazon_detection import find_release
+from dataset_converters.amazon_records import Release
+from dataset_converters.database import MEMORY, Database, open_database
+from dataset_converters.errors import InputError
+from dataset_converters.files import atomic_folder
 from dataset_converters.folder import (
-    Conversion,
     ConversionSummary,
     Funnel,
-    ItemContent,
     target_path,
-    write_folder,
+    write_dataset_json,
+    write_rejections,
+    write_split_json,
 )
-from dataset_converters.reading import RejectionLog
-from dataset_converters.sessions import (
-    SESSION_RULES,
-    Interactions,
-    SessionRule,
-    SessionTable,
+from dataset_converters.item_table import MetadataRead, read_metadata
+from dataset_converters.reading import RejectionLog, SourceFile
+from dataset_converters.review_table import read_reviews
+from dataset_converters.session_rules import SessionCut
+from dataset_converters.session_table import (
+    SessionFilters,
     build_sessions,
+    cut_events,
+    filter_events,
+    filter_reviews,
+    number_sessions,
 )
-from dataset_converters.split import (
-    SPLIT_RULES,
-    Split,
-    SplitRule,
-    split_dimo,
-    split_leave_one_out,
-    split_temporal,
-)
+from dataset_converters.split_tables import DIMO_TRAIN, SplitOptions, parse_ratio, split_sessions
+from dataset_converters.table_folder import write_tables
 
-RELEASES = ("2018",)
 _T = TypeVar("_T")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +49,38 @@ class AmazonOptions:
         drop_repeats: keep one of several reviews of one item by one user at one time stamp.
         needs_text: drop items without title, brand or category.
         needs_image: drop items without an image URL (high resolution, where the metadata tells).
+        drop_consecutive: keep one of several interactions in a row with one item in a session.
         min_session_length: drop shorter sessions, before and after the item filter.
-        min_item_count: drop items with fewer interactions in the remaining sessions, once.
+        min_item_count: drop items with fewer interactions in the remaining sessions.
+        iterate_filters: repeat the two filters above until they remove nothing (a k-core); else
+            each item is looked at once.
         max_session_length: keep the first so many interactions of a session; None: all.
         augment: one training row for every prefix of a session instead of one a session.
         max_len: most context items in a row; the last ones are kept.
-        train_share, valid_share: of the sessions under "temporal". Under "dimo", `valid_share` of
-            the published training sessions become the validation part.
+        train_share, valid_share, ratio_order, seed: see `SplitOptions`.
     """
 
     release: str
-    sessions: SessionRule
-    split: SplitRule
+    sessions: str
+    split: str
     drop_repeats: bool
     needs_text: bool
     needs_image: bool
+    drop_consecutive: bool
     min_session_length: int
     min_item_count: int
+    iterate_filters: bool
     max_session_length: int | None
     augment: bool
     max_len: int
     train_share: float
     valid_share: float
+    ratio_order: str
+    seed: int
     allow_truncated: bool
     max_rejected: float
 
     def __post_init__(self) -> None:
-        _known("release", self.release, RELEASES)
-        _known("sessions", self.sessions, SESSION_RULES)
-        _known("split", self.split, SPLIT_RULES)
         longest = self.max_session_length
         if self.min_session_length < 2:
             raise InputError("min_session_length must be at least 2: a context item and a target.")
@@ -90,11 +94,23 @@ class AmazonOptions:
         if not 0 <= self.max_rejected < 1:
             raise InputError(f"max_rejected={self.max_rejected} must lie in [0, 1).")
 
+    @property
+    def filters(self) -> SessionFilters:
+        return SessionFilters(
+            drop_repeats=self.drop_repeats,
+            needs_text=self.needs_text,
+            needs_image=self.needs_image,
+            drop_consecutive=self.drop_consecutive,
+            min_session_length=self.min_session_length,
+            min_item_count=self.min_item_count,
+            iterate=self.iterate_filters,
+            max_session_length=self.max_session_length,
+        )
 
-def _known(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(
-            f"Unknown {option} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
+    @property
+    def splitting(self) -> SplitOptions:
+        return SplitOptions(
+            self.split, self.train_share, self.valid_share, self.ratio_order, self.seed
         )
 
 
@@ -104,21 +120,28 @@ def convert_amazon(
     meta: Path,
     data_path: Path,
     *,
-    release: str = "2018",
-    sessions: SessionRule | None = None,
-    split: SplitRule = "temporal",
+    release: str | None = None,
+    sessions: str | None = None,
+    split: str = "temporal",
     drop_repeats: bool | None = None,
     needs_text: bool | None = None,
     needs_image: bool | None = None,
+    drop_consecutive: bool = False,
     min_session_length: int = 2,
     min_item_count: int | None = None,
+    iterate_filters: bool = False,
     max_session_length: int | None = None,
     augment: bool | None = None,
     max_len: int = 50,
     train_share: float = 0.8,
     valid_share: float = 0.1,
+    ratio: str | None = None,
+    ratio_order: str = "shuffled",
+    seed: int = 0,
     allow_truncated: bool = False,
     max_rejected: float = 0.01,
+    memory: str = MEMORY,
+    exact: bool = False,
     overwrite: bool = False,
 ) -> ConversionSummary:
     """Convert a reviews and a metadata file to ``<data_path>/<name>/``.
@@ -130,59 +153,114 @@ def convert_amazon(
     `AmazonOptions` for each option. Equal input and options give equal bytes.
 
     Args:
-        reviews, meta: gzipped or plain JSON lines (told by content).
+        reviews, meta: JSON lines or one JSON array, gzipped or plain (told by content); in the
+            2014 release also Python dict literals.
+        release: "2014", "2018" or "2023"; None: told by content.
+        sessions: see `SessionCut`, for instance "day" or "gap:30m".
+        split: "temporal", "dimo", "leave-one-out" or "ratio", see `split_tables`.
         max_session_length: None: 20 under "dimo", else no limit.
+        ratio: sets `train_share` and `valid_share`, written like "8:1:1".
         allow_truncated: use the readable part of a cut gzip stream.
         max_rejected: largest share of unusable lines, which go to ``rejected.jsonl``.
+        memory: of the database; what does not fit is spilled to a hidden folder in `data_path`.
+        exact: read every line with Python's parser. Slower, and the same result.
         overwrite: replace an existing folder.
 
     Raises:
         InputError: unusable file, option or id, nothing left after the filters (each filter's
-            share is told), too few sessions for the split, or an existing folder.
+            share is told), too few sessions for the split, an existing folder, a full disk.
     """
     paper = split == "dimo"
+    if ratio is not None:
+        train_share, valid_share = parse_ratio(ratio)
+    cut = SessionCut.parse(sessions or ("user" if split == "leave-one-out" else "first-day"))
+    splitting = SplitOptions(split, train_share, valid_share, ratio_order, seed)
+    target_path(data_path, name, overwrite=overwrite)
+    found = find_release(reviews, meta, release)
     options = AmazonOptions(
-        release=release,
-        sessions=sessions or ("user" if split == "leave-one-out" else "first-day"),
+        release=found.name,
+        sessions=cut.name,
         split=split,
         drop_repeats=_or(drop_repeats, not paper),
         needs_text=_or(needs_text, paper),
         needs_image=_or(needs_image, paper),
+        drop_consecutive=drop_consecutive,
         min_session_length=min_session_length,
         min_item_count=_or(min_item_count, 5 if paper else 1),
+        iterate_filters=iterate_filters,
         max_session_length=20 if paper and max_session_length is None else max_session_length,
         augment=_or(augment, not paper),
         max_len=max_len,
-        train_share=train_share,
-        valid_share=valid_share,
+        train_share=splitting.train_share,
+        valid_share=splitting.valid_share,
+        ratio_order=ratio_order,
+        seed=seed,
         allow_truncated=allow_truncated,
         max_rejected=max_rejected,
     )
-    target_path(data_path, name, overwrite=overwrite)
-    rejections = RejectionLog(limit=max_rejected)
-    read = read_reviews(reviews, rejections, allow_truncated=allow_truncated)
+    with _disk_full_named(data_path), open_database(data_path, name, memory) as database:
+        return _convert(
+            name, reviews, meta, data_path, found, options, cut, database, exact, overwrite
+        )
+
+
+def _convert(
+    name: str,
+    reviews: Path,
+    meta: Path,
+    data_path: Path,
+    release: Release,
+    options: AmazonOptions,
+    cut: SessionCut,
+    database: Database,
+    exact: bool,
+    overwrite: bool,
+) -> ConversionSummary:
+    rejections = RejectionLog(limit=options.max_rejected)
+    truncated = options.allow_truncated
+    lines, source = read_reviews(
+        reviews, release, database, rejections, allow_truncated=truncated, exact=exact
+    )
     metadata = read_metadata(
-        meta, set(read.interactions.item_ids), rejections, allow_truncated=allow_truncated
+        meta, release, database, rejections, allow_truncated=truncated, exact=exact
     )
-    funnel = Funnel(len(read.interactions.items))
-    kept = filter_items(read.interactions, metadata.contents, options, funnel)
-    table = filter_sessions(build_sessions(kept, options.sessions), options, funnel)
-    conversion = Conversion(
-        name=name,
-        release=release,
-        sessions=options.sessions,
-        split_rule=options.split,
-        split=split_sessions(table, options),
-        contents=metadata.contents,
-        sources=(read.source, metadata.source),
-        options=asdict(options),
-        counts=_read_counts(read.lines, read.interactions, metadata, rejections),
-        filters=funnel.steps,
-        augment=options.augment,
-        max_len=options.max_len,
-        rejections=rejections.entries,
-    )
-    return write_folder(conversion, data_path, overwrite=overwrite)
+    counts = _read_counts(lines, metadata, rejections, database)
+    funnel = Funnel(counts["reviews_read"])
+    filter_reviews(database, options.filters, funnel)
+    cut_events(database, cut, funnel)
+    if options.split == "dimo":
+        number_sessions(database, DIMO_TRAIN)
+    filter_events(database, options.filters, funnel)
+    build_sessions(database, cut, release.ticks, options.max_session_length, funnel)
+    split_sessions(database, options.splitting)
+    path = target_path(data_path, name, overwrite=overwrite)
+    with atomic_folder(path) as folder:
+        written = write_tables(
+            database, folder, name, augment=options.augment, max_len=options.max_len
+        )
+        write_split_json(
+            folder,
+            rule=options.split,
+            sessions=options.sessions,
+            augmented=options.augment,
+            max_len=written.longest_list,
+            counts=written.counts,
+            fingerprints=written.fingerprints,
+        )
+        write_rejections(folder, rejections.entries)
+        counts |= written.counts
+        sources: tuple[SourceFile, ...] = (source, metadata.source)
+        write_dataset_json(
+            folder,
+            name=name,
+            release=release.name,
+            sources=sources,
+            options=asdict(options),
+            filters=funnel.steps,
+            counts=counts,
+        )
+    cut_short = tuple(source for source in sources if source.truncated_after is not None)
+    return ConversionSummary(name, path, counts, tuple(funnel.steps), cut_short)
 
 
 def _or(value: _T | None, default: _T) -> _T:
@@ -190,78 +268,31 @@ def _or(value: _T | None, default: _T) -> _T:
 
 
 def _read_counts(
-    lines: int, interactions: Interactions, metadata: MetadataRead, rejections: RejectionLog
+    lines: int, metadata: MetadataRead, rejections: RejectionLog, database: Database
 ) -> dict[str, int]:
+    reviews, users = database.row("SELECT count(*), count(DISTINCT user_id) FROM reviews")
+    items = int(database.value("SELECT count(*) FROM wanted"))
     return {
         "review_lines": lines,
-        "reviews_read": len(interactions.items),
-        "users_read": len(interactions.user_ids),
-        "items_read": len(interactions.item_ids),
+        "reviews_read": int(reviews),
+        "users_read": int(users),
+        "items_read": items,
         "metadata_records": metadata.records,
         "metadata_duplicates": metadata.duplicates,
-        "items_without_metadata": len(interactions.item_ids) - len(metadata.contents),
+        "items_without_metadata": items - int(database.value("SELECT count(*) FROM items")),
         "titles_of_page_source": metadata.page_source_titles,
         "lines_rejected": len(rejections.entries),
     }
 
 
-def filter_items(
-    interactions: Interactions,
-    contents: Mapping[str, ItemContent],
-    options: AmazonOptions,
-    funnel: Funnel,
-) -> Interactions:
-    """Drop repeated reviews, and items without the content asked for, before sessions are cut."""
-    if options.drop_repeats:
-        interactions = interactions.without_repeats()
-        funnel.step("drop_repeats", len(interactions.items))
-    if options.needs_text:
-        interactions = _keep_items(interactions, contents, _has_text)
-        funnel.step("needs_text", len(interactions.items))
-    if options.needs_image:
-        interactions = _keep_items(interactions, contents, lambda item: item.has_large_image)
-        funnel.step("needs_image", len(interactions.items))
-    return interactions
-
-
-def _has_text(item: ItemContent) -> bool:
-    return bool(item.title and item.brand and item.category)
-
-
-def _keep_items(
-    interactions: Interactions,
-    contents: Mapping[str, ItemContent],
-    wanted: Callable[[ItemContent], bool],
-) -> Interactions:
-    flags = [asin in contents and wanted(contents[asin]) for asin in interactions.item_ids]
-    return interactions.keep(np.array(flags, dtype=np.bool_)[interactions.items])
-
-
-def filter_sessions(table: SessionTable, options: AmazonOptions, funnel: Funnel) -> SessionTable:
-    """Apply the length and count filters in the published order.
-
-    Short sessions, then rare items (once), then sessions that became short, then the length cut.
-    """
-    funnel.step(f"sessions={options.sessions}", len(table.items), len(table))
-    shortest = options.min_session_length
-    table = table.keep_sessions(table.lengths >= shortest)
-    funnel.step(f"min_session_length={shortest}", len(table.items), len(table))
-    if options.min_item_count > 1:
-        table = table.keep_items(table.item_counts() >= options.min_item_count)
-        funnel.step(f"min_item_count={options.min_item_count}", len(table.items), len(table))
-        table = table.keep_sessions(table.lengths >= shortest)
-        funnel.step(f"min_session_length={shortest}", len(table.items), len(table))
-    if options.max_session_length is not None:
-        table = table.first(options.max_session_length)
-        name = f"max_session_length={options.max_session_length}"
-        funnel.step(name, len(table.items), len(table))
-    return table
-
-
-def split_sessions(table: SessionTable, options: AmazonOptions) -> Split:
-    """Split by the rule of `options`."""
-    if options.split == "leave-one-out":
-        return split_leave_one_out(table)
-    if options.split == "dimo":
-        return split_dimo(table, valid_share=options.valid_share)
-    return split_temporal(table, train_share=options.train_share, valid_share=options.valid_share)
+@contextmanager
+def _disk_full_named(data_path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise InputError(
+            f"No space left under {data_path} ({error.strerror}). Nothing was written under the "
+            "data set's name. Free disk space, or choose another data_path."
+        ) from error

@@ -1,19 +1,12 @@
-"""Reads the raw files of Amazon's 2018 release: reviews to arrays, metadata to item content."""
+"""The records of Amazon's releases of 2014, 2018 and 2023: keys, recognition, item content."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dataset_converters.errors import InputError
-from dataset_converters.folder import ItemContent, check_id
-from dataset_converters.reading import JsonLines, RejectionLog, SourceFile
-from dataset_converters.sessions import Interactions
+from dataset_converters.item_content import ItemContent
 from dataset_converters.text import (
     as_strings,
     clean_list,
@@ -23,140 +16,106 @@ from dataset_converters.text import (
     parse_price,
 )
 
-_REVIEW_KEYS = ("reviewerID", "asin", "unixReviewTime")
-_META_KEYS = ("asin", "title")
-_LATEST = 10**11  # seconds; above it a stamp is in milliseconds, as in the 2023 release
-
 
 @dataclass(frozen=True, slots=True)
-class ReviewsRead:
-    """The reviews as arrays, and what was read."""
+class Release:
+    """Where a release keeps what a review is about.
 
-    interactions: Interactions
-    lines: int
-    source: SourceFile
-
-
-@dataclass(frozen=True, slots=True)
-class MetadataRead:
-    """Content of the wanted items; `duplicates` counts further records of a wanted item."""
-
-    contents: dict[str, ItemContent]
-    records: int
-    duplicates: int
-    page_source_titles: int
-    source: SourceFile
-
-
-def _guess(keys: Collection[str]) -> str:
-    """Name what a record with these keys looks like."""
-    if "parent_asin" in keys:
-        return " This looks like the 2023 release."
-    if "helpful" in keys and "verified" not in keys:
-        return " This looks like reviews of the 2014 release."
-    if "imUrl" in keys:
-        return " This looks like metadata of the 2014 release."
-    if "reviewerID" in keys:
-        return " This looks like a reviews file: were the two files swapped?"
-    if "category" in keys and "title" in keys:
-        return " This looks like a metadata file: were the two files swapped?"
-    return ""
-
-
-def _check_release(path: Path, line: int, record: dict[str, Any], kind: str) -> None:
-    """Refuse a file whose first record is not of the kind and release that was asked for."""
-    required = _REVIEW_KEYS if kind == "reviews" else _META_KEYS
-    missing = [key for key in required if key not in record]
-    other = record.get("reviewerID") is not None if kind == "metadata" else False
-    old = "helpful" in record and "verified" not in record
-    if missing or other or old or "parent_asin" in record:
-        without = f" without {', '.join(missing)}" if missing else ""
-        raise InputError(
-            f"{path}, line {line}: not {kind} of Amazon's 2018 release: a record{without} with the "
-            f"keys {', '.join(sorted(record))}.{_guess(record)}"
-        )
-
-
-class _Ids:
-    """Gives each id an index, in order of first appearance."""
-
-    def __init__(self, kind: str, path: Path) -> None:
-        self._kind = kind
-        self._path = path
-        self._index: dict[str, int] = {}
-
-    def index(self, value: str, line: int) -> int:
-        found = self._index.get(value)
-        if found is None:
-            check_id(value, self._kind, f"{self._path}, line {line}")
-            found = self._index[value] = len(self._index)
-        return found
-
-    def all(self) -> list[str]:
-        return list(self._index)
-
-
-def _review_problem(record: dict[str, Any]) -> str | None:
-    """Say why a review cannot be used, or None."""
-    for key in ("reviewerID", "asin"):
-        if not isinstance(record.get(key), str) or not record[key]:
-            return f"'{key}' is missing or no text"
-    time = record.get("unixReviewTime")
-    if isinstance(time, bool) or not isinstance(time, int):
-        return "'unixReviewTime' is missing or no whole number of seconds"
-    if not 0 <= time < _LATEST:
-        return f"'unixReviewTime' {time} is not in seconds since 1970"
-    return None
-
-
-def read_reviews(
-    path: Path, rejections: RejectionLog, *, allow_truncated: bool = False
-) -> ReviewsRead:
-    """Read users, items and times of a reviews file; no review text is kept.
-
-    Raises:
-        InputError: see `JsonLines`; the first record is no 2018 review; an id has white space;
-            no review at all.
+    Attributes:
+        user, item, time: keys of a review; `item` is also the id of a metadata record. An item of
+            2023 is the product (`parent_asin`), as in its metadata, not the variant bought.
+        ticks: units of the time stamp in a second.
+        earliest, latest: time stamps outside [earliest, latest) are in another unit.
     """
-    lines = JsonLines(path, rejections, allow_truncated=allow_truncated)
-    users, items = _Ids("reviewerID", path), _Ids("asin", path)
-    columns = array("q"), array("q"), array("q")
-    for count, (number, record) in enumerate(lines):
-        if count == 0:
-            _check_release(path, number, record, "reviews")
-        problem = _review_problem(record)
-        if problem is not None:
-            lines.reject(number, problem, record)
-            continue
-        columns[0].append(users.index(record["reviewerID"], number))
-        columns[1].append(items.index(record["asin"], number))
-        columns[2].append(record["unixReviewTime"])
-    if not columns[0]:
-        raise InputError(f"{path} has no review in it ({lines.lines} lines).")
-    arrays = [np.frombuffer(column, dtype=np.int64) for column in columns]
-    interactions = Interactions(users.all(), items.all(), *arrays)
-    return ReviewsRead(interactions, lines.lines, lines.source)
+
+    name: str
+    user: str
+    item: str
+    time: str
+    ticks: int
+    earliest: int
+    latest: int
+
+    @property
+    def review_keys(self) -> tuple[str, str, str]:
+        return self.user, self.item, self.time
+
+    @property
+    def meta_keys(self) -> tuple[str, ...]:
+        """The id's key, then every key that item content is made from."""
+        return self.item, *_CONTENT_KEYS
 
 
-def item_content(record: dict[str, Any]) -> ItemContent:
-    """Clean one metadata record, of either published version.
+def _old(name: str) -> Release:
+    return Release(name, "reviewerID", "asin", "unixReviewTime", 1, 0, 10**11)
 
-    Version 1 has `image`; version 2 has `imageURL` and `imageURLHighRes`, of which the larger
-    images are preferred.
+
+RELEASES = {
+    "2014": _old("2014"),
+    "2018": _old("2018"),
+    "2023": Release("2023", "user_id", "parent_asin", "timestamp", 1000, 10**11, 10**14),
+}
+_CONTENT_KEYS = (
+    "title",
+    "brand",
+    "store",
+    "category",
+    "categories",
+    "description",
+    "feature",
+    "features",
+    "price",
+    "imUrl",
+    "image",
+    "imageURL",
+    "imageURLHighRes",
+    "images",
+)
+
+
+def review_release(record: Mapping[str, Any]) -> str | None:
+    """Name the release a review looks like, None where it looks like no review."""
+    if "reviewerID" in record and "asin" in record:
+        return "2014" if "helpful" in record and "verified" not in record else "2018"
+    return "2023" if "user_id" in record and "parent_asin" in record else None
+
+
+def meta_release(record: Mapping[str, Any], *, literal: bool) -> str | None:
+    """Name the release a metadata record looks like, None where it looks like no metadata.
+
+    `literal`: the record was a Python dict literal.
     """
-    large = as_strings(record.get("imageURLHighRes"))
-    small = as_strings(record.get("imageURL")) or as_strings(record.get("image"))
-    urls = ["".join(url.encode("utf-8", "ignore").decode().split()) for url in large or small]
+    if review_release(record) is not None:
+        return None
+    if "parent_asin" in record:
+        return "2023" if "title" in record else None
+    if "asin" not in record:
+        return None
+    old = literal or not {"imUrl", "categories", "salesRank", "related"}.isdisjoint(record)
+    return "2014" if old else ("2018" if "title" in record else None)
+
+
+def item_content(record: Mapping[str, Any], release: Release = RELEASES["2018"]) -> ItemContent:
+    """Clean one metadata record of any release, with a text as its id.
+
+    A key with null counts as absent.
+
+    The brand of 2023 is its `store`. Of several category paths (2014) the first is used. Images are
+    the largest published: `imageURLHighRes` before `imageURL`, `hi_res` before `large` and `thumb`.
+    """
+    brand = record.get("brand")
+    features = record.get("features")
+    urls, large = _images(record)
     return ItemContent(
-        item_id=record["asin"],
+        item_id=record[release.item],
         title=clean_name(_text(record.get("title"))),
-        brand=clean_name(_text(record.get("brand"))),
-        category_path=tuple(clean_names(record.get("category"))),
+        brand=clean_name(_text(record.get("store") if brand is None else brand)),
+        category_path=tuple(clean_names(_category_path(record))),
         description=clean_text(" ".join(as_strings(record.get("description")))),
-        features=tuple(clean_list(record.get("feature"))),
+        features=tuple(clean_list(record.get("feature") if features is None else features)),
         price=parse_price(record.get("price")),
-        image_urls=tuple(dict.fromkeys(filter(None, urls))),
-        has_large_image=bool(large if "imageURLHighRes" in record else small),
+        image_urls=tuple(dict.fromkeys(filter(None, map(_url, urls)))),
+        has_large_image=large,
     )
 
 
@@ -164,45 +123,46 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def read_metadata(
-    path: Path, wanted: Collection[str], rejections: RejectionLog, *, allow_truncated: bool = False
-) -> MetadataRead:
-    """Read the content of the `wanted` items.
+def _url(text: str) -> str:
+    return "".join(text.encode("utf-8", "ignore").decode().split())
 
-    Of several records of one item the one with the most content fields filled after cleaning is
-    kept, the first of equals.
 
-    Raises:
-        InputError: see `JsonLines`; the first record is no 2018 metadata.
-    """
-    lines = JsonLines(path, rejections, allow_truncated=allow_truncated)
-    contents: dict[str, ItemContent] = {}
-    duplicates = records = 0
-    page_source: set[str] = set()
-    for count, (number, record) in enumerate(lines):
-        if count == 0:
-            _check_release(path, number, record, "metadata")
-        records += 1
-        asin = record.get("asin")
-        if not isinstance(asin, str) or not asin:
-            lines.reject(number, "'asin' is missing or no text", record)
-            continue
-        if asin not in wanted:
-            continue
-        content = item_content(record)
-        if not content.title and _text(record.get("title")).strip():
-            page_source.add(asin)
-        known = contents.get(asin)
-        duplicates += known is not None
-        if known is None or content.filled > known.filled:
-            contents[asin] = content
-    titleless = sum(not contents[asin].title for asin in page_source)
-    # Strings repeat a lot across items: keep one copy of each brand and category name.
-    shared: dict[str, str] = {}
-    for asin, content in contents.items():
-        contents[asin] = replace(
-            content,
-            brand=shared.setdefault(content.brand, content.brand),
-            category_path=tuple(shared.setdefault(c, c) for c in content.category_path),
-        )
-    return MetadataRead(contents, records, duplicates, titleless, lines.source)
+def _category_path(record: Mapping[str, Any]) -> Any:
+    categories = record.get("categories")
+    if categories is None:
+        return record.get("category")
+    if isinstance(categories, list) and categories and isinstance(categories[0], list):
+        return categories[0]
+    return categories
+
+
+def _images(record: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return the image URLs, and whether the source calls one large (or makes no difference)."""
+    published = record.get("images")
+    if published is not None:
+        return _images_of_2023(published)
+    large = record.get("imageURLHighRes")
+    small = as_strings(record.get("imageURL")) or as_strings(record.get("image"))
+    small = small or as_strings(record.get("imUrl"))
+    if large is None:
+        return small, bool(small)
+    return as_strings(large) or small, bool(as_strings(large))
+
+
+def _images_of_2023(published: Any) -> tuple[list[str], bool]:
+    if isinstance(published, dict):  # one list a size instead of one object an image
+        sizes = [_strings_or_gaps(published.get(size)) for size in ("hi_res", "large", "thumb")]
+        count = max(map(len, sizes))
+        rows = [[size[k] if k < len(size) else "" for size in sizes] for k in range(count)]
+    elif isinstance(published, list):
+        images = [image for image in published if isinstance(image, dict)]
+        rows = [[_text(i.get(s)) for s in ("hi_res", "large", "thumb")] for i in images]
+    else:
+        return [], False
+    urls = [next(filter(None, row), "") for row in rows]
+    return list(filter(None, urls)), any(row[0] for row in rows)
+
+
+def _strings_or_gaps(value: Any) -> list[str]:
+    """Return a list's entries, the empty string for each that is no string."""
+    return [_text(entry) for entry in value] if isinstance(value, list) else []

@@ -4,78 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_folder, sha256_file, write_json
+from dataset_converters.item_content import ITEM_HEADER, item_cells
+from dataset_converters.item_content import ItemContent as ItemContent
 from dataset_converters.reading import Rejection, SourceFile
 from dataset_converters.split import PARTS, Split, SplitRule, cut_parts, split_sha256
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Read as "no value" by pandas, which RecBole reads its files with.
-_READ_AS_MISSING = frozenset(
+READ_AS_MISSING = frozenset(
     {"#N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"}
     | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]"}
 )
 
 Sessions = Sequence[tuple[str, Sequence[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class ItemContent:
-    """What a source says about one item; empty values where it says nothing.
-
-    Attributes:
-        category: the last, most specific, entry of `category_path`.
-        price: in the source's currency.
-        has_large_image: an image URL that the source calls high resolution, or any image URL where
-            it makes no difference between sizes. Not written to the folder.
-    """
-
-    item_id: str
-    title: str = ""
-    brand: str = ""
-    category_path: tuple[str, ...] = ()
-    description: str = ""
-    features: tuple[str, ...] = ()
-    price: float | None = None
-    image_urls: tuple[str, ...] = ()
-    has_large_image: bool = False
-
-    @property
-    def category(self) -> str:
-        return self.category_path[-1] if self.category_path else ""
-
-    @property
-    def filled(self) -> int:
-        """How many of the content fields have a value."""
-        fields = (
-            self.title,
-            self.brand,
-            self.category_path,
-            self.description,
-            self.features,
-            self.price is not None,
-            self.image_urls,
-        )
-        return sum(map(bool, fields))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "item_id": self.item_id,
-            "title": self.title,
-            "brand": self.brand,
-            "category": self.category,
-            "category_path": list(self.category_path),
-            "description": self.description,
-            "features": list(self.features),
-            "price": self.price,
-            "image_urls": list(self.image_urls),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +82,16 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class ConversionSummary:
-    """What a conversion wrote; `counts` are those of ``dataset.json``."""
+    """What a conversion wrote; `counts` are those of ``dataset.json``.
+
+    `truncated` are the sources of which only a part could be read.
+    """
 
     name: str
     path: Path
     counts: dict[str, int]
     filters: tuple[FilterStep, ...]
+    truncated: tuple[SourceFile, ...] = ()
 
 
 def check_id(value: str, kind: str, where: str) -> None:
@@ -153,7 +106,7 @@ def check_id(value: str, kind: str, where: str) -> None:
             f"{where}: the {kind} {value!r} is empty or has white space, a double quote or half a "
             "character in it, which RecBole's files cannot carry. Rename it in the source."
         )
-    if value in _READ_AS_MISSING:
+    if value in READ_AS_MISSING:
         raise InputError(
             f"{where}: the {kind} {value!r} is read as a missing value by RecBole's file reader. "
             "Rename it in the source."
@@ -187,70 +140,109 @@ def write_folder(conversion: Conversion, data_path: Path, *, overwrite: bool) ->
     """
     path = target_path(data_path, conversion.name, overwrite=overwrite)
     parts = cut_parts(conversion.split, max_len=conversion.max_len, augment=conversion.augment)
+    in_train = {item for _, session in parts["train"] for item in session}
     with atomic_folder(path) as folder:
         item_ids, counts = _write_interactions(folder / f"{conversion.name}.inter", conversion)
         for part in PARTS:
-            rows = _write_benchmark(
-                folder / f"{conversion.name}.{part}.inter",
-                parts[part],
-                augment=conversion.augment and part == "train",
-                max_len=conversion.max_len,
-            )
-            counts |= _part_counts(part, parts[part], rows)
+            counts |= _write_part(folder, conversion, part, parts[part], in_train)
         items = [conversion.contents.get(i, ItemContent(i)) for i in item_ids]
         counts |= _item_counts(items)
         _write_items(folder, conversion.name, items)
-        in_train = {item for _, session in parts["train"] for item in session}
         counts["items_in_train"] = len(in_train)
-        write_json(folder / "split.json", _split_json(conversion, parts, len(items), len(in_train)))
-        if conversion.rejections:
-            _write_jsonl(folder / "rejected.jsonl", map(asdict, conversion.rejections))
+        longest = max(len(items) for sessions in parts.values() for _, items in sessions)
+        write_split_json(
+            folder,
+            rule=conversion.split_rule,
+            sessions=conversion.sessions,
+            augmented=conversion.augment,
+            max_len=min(conversion.max_len, longest - 1),
+            counts=counts,
+            fingerprints={part: split_sha256(sessions) for part, sessions in parts.items()},
+        )
+        write_rejections(folder, conversion.rejections)
         counts = {**conversion.counts, **counts}
-        _write_dataset_json(folder, conversion, counts)
+        write_dataset_json(
+            folder,
+            name=conversion.name,
+            release=conversion.release,
+            sources=conversion.sources,
+            options=conversion.options,
+            filters=conversion.filters,
+            counts=counts,
+        )
     return ConversionSummary(conversion.name, path, counts, tuple(conversion.filters))
 
 
-def _write_dataset_json(folder: Path, conversion: Conversion, counts: Mapping[str, int]) -> None:
+def write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
+    """Write ``rejected.jsonl`` where there is anything to say."""
+    if rejections:
+        _write_jsonl(folder / "rejected.jsonl", map(asdict, rejections))
+
+
+def write_dataset_json(
+    folder: Path,
+    *,
+    name: str,
+    release: str,
+    sources: Sequence[SourceFile],
+    options: Mapping[str, Any],
+    filters: Sequence[FilterStep],
+    counts: Mapping[str, int],
+) -> None:
+    """Write ``dataset.json``, last: it holds the hashes of the other files."""
     files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_json(
         folder / "dataset.json",
         {
             "format": FORMAT,
-            "name": conversion.name,
-            "source": {
-                "release": conversion.release,
-                "files": [asdict(source) for source in conversion.sources],
-            },
-            "options": dict(conversion.options),
-            "filters": [asdict(step) for step in conversion.filters],
+            "name": name,
+            "source": {"release": release, "files": [asdict(source) for source in sources]},
+            "options": dict(options),
+            "filters": [asdict(step) for step in filters],
             "counts": dict(counts),
             "files": files,
         },
     )
 
 
-def _split_json(
-    conversion: Conversion, parts: Mapping[str, Sessions], items: int, in_train: int
-) -> dict[str, Any]:
-    # Models pad every list to this length: 50 positions for sessions of eight items cost sixfold.
-    longest = max(len(session) for sessions in parts.values() for _, session in sessions) - 1
-    return {
-        "format": FORMAT,
-        "rule": conversion.split_rule,
-        "sessions": conversion.sessions,
-        "augmented": conversion.augment,
-        "max_len": min(conversion.max_len, longest),
-        "parts": {
-            name: {
-                "sessions": len(sessions),
-                "interactions": sum(len(items) for _, items in sessions),
-                "sha256": split_sha256(sessions),
-            }
-            for name, sessions in parts.items()
+def write_split_json(
+    folder: Path,
+    *,
+    rule: str,
+    sessions: str,
+    augmented: bool,
+    max_len: int,
+    counts: Mapping[str, int],
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Write ``split.json``.
+
+    Args:
+        max_len: of the longest list in the files. Models pad every list to it, and 50 positions
+            for sessions of eight items cost sixfold.
+        counts: of the folder; its sessions and interactions a part are used.
+        fingerprints: of each part.
+    """
+    write_json(
+        folder / "split.json",
+        {
+            "format": FORMAT,
+            "rule": rule,
+            "sessions": sessions,
+            "augmented": augmented,
+            "max_len": max_len,
+            "parts": {
+                part: {
+                    "sessions": counts[f"sessions_{part}"],
+                    "interactions": counts[f"interactions_{part}"],
+                    "sha256": fingerprints[part],
+                }
+                for part in PARTS
+            },
+            "items": counts["items"],
+            "items_in_train": counts["items_in_train"],
         },
-        "items": items,
-        "items_in_train": in_train,
-    }
+    )
 
 
 def _write_interactions(path: Path, conversion: Conversion) -> tuple[list[str], dict[str, int]]:
@@ -285,6 +277,27 @@ def _write_interactions(path: Path, conversion: Conversion) -> tuple[list[str], 
     return sorted(occurring), counts
 
 
+def _write_part(
+    folder: Path, conversion: Conversion, part: str, sessions: Sessions, in_train: Container[str]
+) -> dict[str, int]:
+    """Write a part's benchmark file, and for valid and test the cold slice; return counts."""
+    augment = conversion.augment and part == "train"
+    path = folder / f"{conversion.name}.{part}.inter"
+    rows = _write_benchmark(path, sessions, augment=augment, max_len=conversion.max_len)
+    counts = {
+        f"sessions_{part}": len(sessions),
+        f"interactions_{part}": sum(len(items) for _, items in sessions),
+        f"rows_{part}": rows,
+        f"target_repeats_last_{part}": sum(items[-1] == items[-2] for _, items in sessions),
+    }
+    if part != "train":
+        cold = [session for session in sessions if session[1][-1] not in in_train]
+        path = folder / f"{conversion.name}.{part}-cold.inter"
+        _write_benchmark(path, cold, augment=False, max_len=conversion.max_len)
+        counts[f"rows_{part}_cold"] = len(cold)
+    return counts
+
+
 def _write_benchmark(path: Path, sessions: Sessions, *, augment: bool, max_len: int) -> int:
     """Write RecBole benchmark rows, lists cut to their last `max_len` items; return their number.
 
@@ -292,22 +305,13 @@ def _write_benchmark(path: Path, sessions: Sessions, *, augment: bool, max_len: 
     """
     rows = 0
     with path.open("w", encoding="utf-8", newline="\n") as out:
-        out.write("session_id:token\titem_id_list:token_seq\titem_id:token\n")
+        out.write(BENCHMARK_HEADER)
         for session_id, items in sessions:
             for target in range(1 if augment else len(items) - 1, len(items)):
                 context = " ".join(items[max(0, target - max_len) : target])
                 out.write(f"{session_id}\t{context}\t{items[target]}\n")
                 rows += 1
     return rows
-
-
-def _part_counts(part: str, sessions: Sessions, rows: int) -> dict[str, int]:
-    return {
-        f"sessions_{part}": len(sessions),
-        f"interactions_{part}": sum(len(items) for _, items in sessions),
-        f"rows_{part}": rows,
-        f"target_repeats_last_{part}": sum(items[-1] == items[-2] for _, items in sessions),
-    }
 
 
 def _item_counts(items: Sequence[ItemContent]) -> dict[str, int]:
@@ -321,19 +325,14 @@ def _item_counts(items: Sequence[ItemContent]) -> dict[str, int]:
     }
 
 
+BENCHMARK_HEADER = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
+
+
 def _write_items(folder: Path, name: str, items: Sequence[ItemContent]) -> None:
     _write_jsonl(folder / "items.jsonl", (item.to_json() for item in items))
     with (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as out:
-        out.write("item_id:token\ttitle:token_seq\tbrand:token\tcategory:token\tprice:float\n")
-        for item in items:
-            price = "" if item.price is None else repr(item.price)
-            cells = [item.item_id, *map(_cell, (item.title, item.brand, item.category)), price]
-            out.write("\t".join(cells) + "\n")
-
-
-def _cell(text: str) -> str:
-    # A double quote at a cell's start would make pandas read on to the next quote, rows later.
-    return " ".join(text.replace('"', "'").split())
+        out.write(ITEM_HEADER)
+        out.writelines(item_cells(item) + "\n" for item in items)
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

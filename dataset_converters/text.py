@@ -15,6 +15,8 @@ _PAGE_SOURCE = re.compile(
 )
 _UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff]")
+# Nothing that any pattern above looks for: most published names, and they are many.
+_PLAIN = re.compile(r"[^&<{(=\x00-\x1f\x7f-\x9f\u200b\ufeff\ud800-\udfff]*")
 _NUMBER = r"\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 _PRICE = re.compile(rf"^\s*{_NUMBER}(?:\s*-\s*{_NUMBER})?\s*$")
 
@@ -34,6 +36,8 @@ def clean_text(text: str) -> str:
 
     White space of any kind becomes single spaces. A "<" that opens no tag ("I <3 tea") stays.
     """
+    if _PLAIN.fullmatch(text):
+        return " ".join(text.split())
     text = _unescape(text)
     for pattern in (_HIDDEN_BLOCK, _COMMENT, _TAG, _CONTROL):
         text = pattern.sub(" ", text)
@@ -47,6 +51,8 @@ def is_page_source(text: str) -> bool:
 
 def clean_name(text: str) -> str:
     """Clean a title, brand or category name; page source becomes the empty string."""
+    if _PLAIN.fullmatch(text):
+        return " ".join(text.split())
     return "" if is_page_source(text) else clean_text(text)
 
 

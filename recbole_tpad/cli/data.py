@@ -33,18 +33,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "amazon", help="Amazon review files as published", allow_abbrev=False
     )
     amazon.set_defaults(command=_convert_amazon)
-    amazon.add_argument("--reviews", type=Path, required=True)
-    amazon.add_argument("--meta", type=Path, required=True)
-    amazon.add_argument("--release", choices=["2018"], default="2018")
-    amazon.add_argument("--sessions", choices=["first-day", "day", "user"])
-    amazon.add_argument(
-        "--split", choices=["temporal", "dimo", "leave-one-out"], default="temporal"
-    )
-    amazon.add_argument("--min_session_length", type=int, default=2)
-    amazon.add_argument("--max_session_length", type=int)
-    amazon.add_argument("--min_item_count", type=int)
-    amazon.add_argument("--allow_truncated", action="store_true")
-    amazon.add_argument("--max_rejected", type=float, default=0.01)
+    _add_amazon_options(amazon)
     sequences = sources.add_parser(
         "sequences", help="JSON files: user -> items, item -> texts", allow_abbrev=False
     )
@@ -59,6 +48,32 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         source.add_argument("--overwrite", action="store_true")
 
 
+def _add_amazon_options(amazon: argparse.ArgumentParser) -> None:
+    amazon.add_argument("--reviews", type=Path, required=True)
+    amazon.add_argument("--meta", type=Path, required=True)
+    amazon.add_argument(
+        "--release", choices=["2014", "2018", "2023"], help="default: told by content"
+    )
+    amazon.add_argument(
+        "--sessions", metavar="RULE", help="first-day, day, gap:30m, timestamp or user"
+    )
+    amazon.add_argument("--split", default="temporal", help="temporal, dimo, leave-one-out, ratio")
+    amazon.add_argument("--ratio", metavar="A:B:C", help="parts under temporal and ratio")
+    amazon.add_argument("--ratio_order", choices=["shuffled", "session_id"], default="shuffled")
+    amazon.add_argument("--seed", type=int, default=0, help="of the shuffled order")
+    for name in ("drop_repeats", "needs_text", "needs_image"):
+        amazon.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
+    amazon.add_argument("--drop_consecutive", action="store_true")
+    amazon.add_argument("--min_session_length", type=int, default=2)
+    amazon.add_argument("--max_session_length", type=int)
+    amazon.add_argument("--min_item_count", type=int)
+    amazon.add_argument("--iterate_filters", action="store_true", help="filter until nothing goes")
+    amazon.add_argument("--allow_truncated", action="store_true")
+    amazon.add_argument("--max_rejected", type=float, default=0.01)
+    amazon.add_argument("--memory", default="512MB", help="of the database; the rest goes to disk")
+    amazon.add_argument("--exact", action="store_true", help="slower reading with the same result")
+
+
 def _convert_amazon(args: argparse.Namespace, _: Overrides) -> None:
     from dataset_converters.amazon import convert_amazon
 
@@ -70,16 +85,28 @@ def _convert_amazon(args: argparse.Namespace, _: Overrides) -> None:
         release=args.release,
         sessions=args.sessions,
         split=args.split,
+        drop_repeats=args.drop_repeats,
+        needs_text=args.needs_text,
+        needs_image=args.needs_image,
+        drop_consecutive=args.drop_consecutive,
         min_session_length=args.min_session_length,
         min_item_count=args.min_item_count,
+        iterate_filters=args.iterate_filters,
         max_session_length=args.max_session_length,
         augment=args.augment,
         max_len=args.max_len,
+        ratio=args.ratio,
+        ratio_order=args.ratio_order,
+        seed=args.seed,
         allow_truncated=args.allow_truncated,
         max_rejected=args.max_rejected,
+        memory=args.memory,
+        exact=args.exact,
         overwrite=args.overwrite,
     )
     print(summary_text(summary.path, summary.counts))
+    for source in summary.truncated:
+        print(f"{source.name} was cut: read to the end of line {source.truncated_after:,}")
 
 
 def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:

@@ -75,16 +75,21 @@ def random_reviews(
     ]
 
 
-def sessions_by_hand(reviews: Sequence[Review], rule: str) -> dict[str, list[tuple[int, str]]]:
-    """Session id → (time, item) in order, by the words of the rules."""
+def sessions_by_hand(
+    reviews: Sequence[Review], rule: str, gap: int = 0
+) -> dict[str, list[tuple[int, str]]]:
+    """Session id → (time, item) in order, by the words of the rules; `gap` in seconds."""
     found: dict[str, list[tuple[int, str]]] = {}
     for user in sorted({r[0] for r in reviews}):
         mine = sorted(((t, k, i) for k, (u, i, t) in enumerate(reviews) if u == user))
         first = mine[0][0]
+        start = last = first
         for time, _, item in mine:
             if rule == "first-day" and time >= first + 86_400:
                 continue
-            day = ""
+            start = time if time - last > gap else start
+            last = time
+            day = {"gap": f"_{start}", "timestamp": f"_{time}"}.get(rule, "")
             if rule == "day":
                 day = "_" + datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")
             found.setdefault(user + day, []).append((time, item))
@@ -92,9 +97,16 @@ def sessions_by_hand(reviews: Sequence[Review], rule: str) -> dict[str, list[tup
 
 
 def dimo_by_hand(
-    reviews: Sequence[Review], min_item_count: int, valid_share: float = 0.1
+    reviews: Sequence[Review],
+    min_item_count: int,
+    valid_share: float = 0.1,
+    *,
+    number_last: bool = False,
 ) -> dict[str, dict[str, list[str]]]:
-    """The published recipe step by step, on plain lists; all items have content."""
+    """The published recipe step by step, on plain lists; all items have content.
+
+    `number_last` numbers the sessions after the filters, which is not the recipe.
+    """
     table = sessions_by_hand(reviews, "first-day")
     numbered = [(n, s, [i for _, i in table[s]]) for n, s in enumerate(sorted(table))]
     border = int(0.9 * numbered[-1][0])
@@ -102,6 +114,9 @@ def dimo_by_hand(
     counts = Counter(i for _, _, items in numbered for i in items)
     numbered = [(n, s, [i for i in it if counts[i] >= min_item_count]) for n, s, it in numbered]
     numbered = [(n, s, it[:20]) for n, s, it in numbered if len(it) >= 2]
+    if number_last:
+        numbered = [(n, s, items) for n, (_, s, items) in enumerate(numbered)]
+        border = int(0.9 * numbered[-1][0])
     train = [row for row in numbered if row[0] < border]
     seen = {i for _, _, items in train for i in items}
     test = [(n, s, [i for i in it if i in seen]) for n, s, it in numbered if n >= border]
@@ -111,6 +126,11 @@ def dimo_by_hand(
         "valid": {s: it for _, s, it in train[len(train) - held :]},
         "test": {s: it for _, s, it in test if len(it) >= 2},
     }
+
+
+def benchmark_lines(sessions: dict[str, list[str]]) -> list[str]:
+    """The lines of a benchmark file with one row a session, header left out."""
+    return [f"{s}\t{' '.join(items[:-1])}\t{items[-1]}" for s, items in sessions.items()]
 
 
 def rows(path: Path) -> list[list[str]]:

@@ -243,8 +243,8 @@ def test_unknown_options_suggest_the_nearest(tmp_path: Path) -> None:
     files = raw_files(tmp_path / "raw", random_reviews(14))
     with pytest.raises(InputError, match="Did you mean 'temporal'"):
         convert_amazon("x", *files, tmp_path, split="temporl")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"Unknown release '2014'.*Known: 2018"):
-        convert_amazon("x", *files, tmp_path, release="2014")
+    with pytest.raises(InputError, match=r"Unknown release '2015'.*Known: 2014, 2018"):
+        convert_amazon("x", *files, tmp_path, release="2015")
     with pytest.raises(InputError, match="data set name"):
         convert_amazon("../x", *files, tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,28 @@ def test_magazine_titles_are_page_source(tmp_path: Path, version: str) -> None:
         convert_amazon("dimo", reviews, meta, tmp_path, split="dimo")
 
 
-def test_truncated_files_of_2014_are_explained(tmp_path: Path) -> None:
+def test_truncated_files_of_2014_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     folder = SHARED / "amazon2014_digital_music"
-    reviews = folder / "reviews_Digital_Music_5.json.gz"
-    with pytest.raises(InputError, match="looks like reviews of the 2014 release"):
-        convert_amazon("x", reviews, GIFT_FILES[1], tmp_path)
-    with pytest.raises(InputError, match="Python dict literal"):
+    files = folder / "reviews_Digital_Music_5.json.gz", folder / "meta_Digital_Music.json.gz"
+    with pytest.raises(InputError, match=r"reviews_Digital.*is truncated.*: 6908 complete lines"):
+        convert_amazon("x", *files, tmp_path)
+    made = convert_amazon("x", *files, tmp_path, split="leave-one-out", allow_truncated=True)
+    counts = made.counts
+    assert (counts["users_read"], counts["items_read"]) == (2490, 382)
+    assert (counts["reviews_read"], counts["metadata_records"]) == (6908, 7419)
+    assert counts["lines_rejected"] == 0
+    record = json.loads((made.path / "dataset.json").read_text())
+    assert record["source"]["release"] == "2014"
+    assert [f["truncated_after"] for f in record["source"]["files"]] == [6908, 7419]
+    first = next(i for i in DatasetFolder.open(tmp_path, "x").items if i.item_id == "5555991584")
+    assert first.title == "Memory of Trees"
+
+
+def test_files_of_two_releases_are_refused(tmp_path: Path) -> None:
+    folder = SHARED / "amazon2014_digital_music"
+    with pytest.raises(InputError, match=r"different releases.*Music_5.*2014.*Gift.*2018"):
+        convert_amazon("x", folder / "reviews_Digital_Music_5.json.gz", GIFT_FILES[1], tmp_path)
+    with pytest.raises(InputError, match=r"Gift.*2018.*line 1: a Python dict literal.*2014"):
         convert_amazon("x", GIFT_FILES[0], folder / "meta_Digital_Music.json.gz", tmp_path)
 
 

@@ -1,0 +1,78 @@
+"""What a source says about one item, and how the data set folder's files hold it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+ITEM_HEADER = "item_id:token\ttitle:token_seq\tbrand:token\tcategory:token\tprice:float\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemContent:
+    """What a source says about one item; empty values where it says nothing.
+
+    Attributes:
+        category: the last, most specific, entry of `category_path`.
+        price: in the source's currency.
+        has_large_image: an image URL that the source calls high resolution, or any image URL where
+            it makes no difference between sizes. Not written to the folder.
+    """
+
+    item_id: str
+    title: str = ""
+    brand: str = ""
+    category_path: tuple[str, ...] = ()
+    description: str = ""
+    features: tuple[str, ...] = ()
+    price: float | None = None
+    image_urls: tuple[str, ...] = ()
+    has_large_image: bool = False
+
+    @property
+    def category(self) -> str:
+        return self.category_path[-1] if self.category_path else ""
+
+    @property
+    def filled(self) -> int:
+        """How many of the content fields have a value."""
+        fields = (
+            self.title,
+            self.brand,
+            self.category_path,
+            self.description,
+            self.features,
+            self.price is not None,
+            self.image_urls,
+        )
+        return sum(map(bool, fields))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "item_id": self.item_id,
+            "title": self.title,
+            "brand": self.brand,
+            "category": self.category,
+            "category_path": list(self.category_path),
+            "description": self.description,
+            "features": list(self.features),
+            "price": self.price,
+            "image_urls": list(self.image_urls),
+        }
+
+    def to_line(self) -> str:
+        """Return the item's line in ``items.jsonl``, without the line end."""
+        return json.dumps(self.to_json(), ensure_ascii=False)
+
+
+def item_cells(item: ItemContent) -> str:
+    """Return an item's row of the ``.item`` file, without the line end."""
+    price = "" if item.price is None else repr(item.price)
+    cells = [item.item_id, *map(_cell, (item.title, item.brand, item.category)), price]
+    return "\t".join(cells)
+
+
+def _cell(text: str) -> str:
+    # A double quote at a cell's start would make pandas read on to the next quote, rows later.
+    return " ".join(text.replace('"', "'").split())

@@ -1,0 +1,157 @@
+"""Writes the data set folder's files from the sessions and items of a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset_converters.database import Database
+from dataset_converters.files import sha256_file
+from dataset_converters.folder import BENCHMARK_HEADER
+from dataset_converters.item_content import ITEM_HEADER, ItemContent, item_cells
+from dataset_converters.item_table import FLAGS
+from dataset_converters.split import PARTS
+
+_TAB = "'\t'"
+
+
+@dataclass(frozen=True, slots=True)
+class TablesWritten:
+    """Counts for ``dataset.json``, the parts' fingerprints, the longest list in the files."""
+
+    counts: dict[str, int]
+    fingerprints: dict[str, str]
+    longest_list: int
+
+
+def write_tables(
+    database: Database, folder: Path, name: str, *, augment: bool, max_len: int
+) -> TablesWritten:
+    """Write every file of the folder but ``split.json`` and ``dataset.json``.
+
+    The database has the tables of `split_sessions` and of `read_metadata`.
+    """
+    counts = _write_interactions(database, folder / f"{name}.inter")
+    parts = {part: _cut(part, max_len, augment) for part in PARTS}
+    database.execute(
+        f"CREATE TABLE in_train AS SELECT DISTINCT unnest(items) AS item_id FROM {parts['train']}"
+    )
+    fingerprints = {}
+    for part, sessions in parts.items():
+        counts |= _write_part(database, folder / name, part, sessions, augment, max_len)
+        fingerprints[part] = _fingerprint(database, sessions)
+    counts |= _write_items(database, folder, name)
+    counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
+    longest = max(
+        int(database.value(f"SELECT max(len(items)) FROM {table}")) for table in parts.values()
+    )
+    return TablesWritten(counts, fingerprints, min(max_len, longest - 1))
+
+
+def _cut(part: str, max_len: int, augment: bool) -> str:
+    """Return a part's sessions as the benchmark files hold them: at most ``max_len + 1`` items.
+
+    A training session of which every prefix is a row stays whole.
+    """
+    if part == "train" and augment:
+        return part
+    last = f"items[greatest(1, len(items) - {max_len}) :]"
+    return f"(SELECT rowid AS place, id, {last} AS items FROM {part})"
+
+
+def _write_interactions(database: Database, path: Path) -> dict[str, int]:
+    header = "session_id:token\titem_id:token\ttimestamp:float"
+    database.write_lines(
+        f"SELECT id || {_TAB} || unnest(items) || {_TAB} || unnest(times) FROM everything",
+        path,
+        header,
+    )
+    database.execute(
+        "CREATE TABLE occurring AS SELECT DISTINCT unnest(items) AS item_id FROM everything"
+    )
+    names = (
+        "sessions",
+        "interactions",
+        "sessions_with_repeated_item",
+        "sessions_with_one_time",
+        "users",
+    )
+    values = database.row(
+        "SELECT count(*), sum(len(items)), count(*) FILTER (list_unique(items) < len(items)), "
+        "count(*) FILTER (times[1] = times[-1]), count(DISTINCT user_id) FROM everything"
+    )
+    counts = {name: int(value) for name, value in zip(names, values, strict=True)}
+    counts["items"] = int(database.value("SELECT count(*) FROM occurring"))
+    return counts
+
+
+def _write_part(
+    database: Database, stem: Path, part: str, sessions: str, augment: bool, max_len: int
+) -> dict[str, int]:
+    header = BENCHMARK_HEADER.rstrip("\n")
+    prefixes = part == "train" and augment
+    if prefixes:
+        rows = f"(SELECT id, items, unnest(range(2, len(items) + 1)) AS k FROM {sessions})"
+    else:
+        rows = f"(SELECT place, id, items, len(items) AS k FROM {sessions})"
+    # RecBole keeps the first entries of an over-long list, hence the cut to the last ones here.
+    line = (
+        f"id || {_TAB} || array_to_string(items[greatest(1, k - {max_len}) : k - 1], ' ') "
+        f"|| {_TAB} || items[k]"
+    )
+    database.write_lines(f"SELECT {line} FROM {rows}", _named(stem, part), header)
+    count, interactions, repeats = database.row(
+        f"SELECT count(*), sum(len(items)), count(*) FILTER (items[-1] = items[-2]) FROM {sessions}"
+    )
+    written = interactions - count if prefixes else count
+    counts = {
+        f"sessions_{part}": int(count),
+        f"interactions_{part}": int(interactions),
+        f"rows_{part}": int(written),
+        f"target_repeats_last_{part}": int(repeats),
+    }
+    if part != "train":
+        unseen = "items[k] NOT IN (SELECT item_id FROM in_train)"
+        cold = f"SELECT {line} FROM {rows} WHERE {unseen} ORDER BY place"
+        database.write_lines(cold, _named(stem, f"{part}-cold"), header)
+        counts[f"rows_{part}_cold"] = int(
+            database.value(f"SELECT count(*) FROM {rows} WHERE {unseen}")
+        )
+    return counts
+
+
+def _named(stem: Path, part: str) -> Path:
+    return stem.with_name(f"{stem.name}.{part}.inter")
+
+
+def _fingerprint(database: Database, sessions: str) -> str:
+    """Return what `split_sha256` returns, without holding the sessions in memory."""
+    path = database.folder / "part.txt"
+    database.write_lines(
+        f"SELECT id || {_TAB} || array_to_string(items, ' ') FROM {sessions} ORDER BY id", path
+    )
+    digest = sha256_file(path)
+    path.unlink()
+    return digest
+
+
+def _write_items(database: Database, folder: Path, name: str) -> dict[str, int]:
+    query = (
+        "SELECT o.item_id, i.content, i.cells FROM occurring o LEFT JOIN items i "
+        "ON o.item_id = i.item_id ORDER BY o.item_id"
+    )
+    with (
+        (folder / "items.jsonl").open("w", encoding="utf-8", newline="\n") as contents,
+        (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as features,
+    ):
+        features.write(ITEM_HEADER)
+        for rows in database.stream(query):
+            for item_id, content, cells in rows:
+                empty = ItemContent(item_id) if content is None else None
+                contents.write((content if empty is None else empty.to_line()) + "\n")
+                features.write((cells if empty is None else item_cells(empty)) + "\n")
+    present = ", ".join(f"count(*) FILTER (i.has_{flag})" for flag in FLAGS)
+    values = database.row(
+        f"SELECT {present} FROM occurring o JOIN items i ON o.item_id = i.item_id"
+    )
+    return {f"items_with_{flag}": int(v) for flag, v in zip(FLAGS, values, strict=True)}
