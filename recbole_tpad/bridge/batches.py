@@ -69,3 +69,21 @@ def by_length(config: Any, train_data: Any) -> Iterator[Any]:
         batches += torch.split(pool[lengths[pool].argsort(stable=True)], size)
     for index in torch.randperm(len(batches), generator=generator).tolist():
         yield train_data.collate_fn(batches[index].numpy())
+
+
+def shuffled(config: Any, interaction: Any, generator: torch.Generator | None = None) -> Any:
+    """Put each row's context into random order, its features with it.
+
+    The control ``shuffle_history``: what a model still scores then, it does not owe to order.
+    """
+    field = list_field(config)
+    items = interaction[field]
+    keys = torch.rand(items.shape, generator=generator).to(items.device)
+    # Padding keeps its place at the end.
+    order = keys.masked_fill(items == 0, 2.0).argsort(dim=1, stable=True)
+    changed = dict(interaction.interaction)
+    for name, rows in changed.items():
+        if name.endswith(str(config["LIST_SUFFIX"])) and rows.shape[:2] == items.shape:
+            index = order.view(*order.shape, *[1] * (rows.dim() - 2)).expand_as(rows)
+            changed[name] = rows.gather(1, index)
+    return Interaction(changed)

@@ -228,6 +228,7 @@ def read_data(config: Any) -> tuple[SessionDataset, Loaders]:
     for name, part in zip(names, parts, strict=True):
         if len(part) == 0:
             raise InputError(f"The {name} part of {folder} is empty; split the data otherwise.")
+        _refuse_empty_contexts(part, name, config, folder)
     width = max(p.inter_feat[dataset.iid_field + config["LIST_SUFFIX"]].shape[1] for p in parts)
     if width > config["MAX_ITEM_LIST_LENGTH"]:
         raise InputError(
@@ -245,6 +246,17 @@ def read_data(config: Any) -> tuple[SessionDataset, Loaders]:
         for name, part, sampler in zip(names, parts, samplers, strict=True)
     ]
     return dataset, Loaders(*loaders)
+
+
+def _refuse_empty_contexts(part: Any, name: str, config: Any, folder: Path) -> None:
+    empty = np.flatnonzero(part.inter_feat[config["ITEM_LIST_LENGTH_FIELD"]].numpy() == 0)
+    if empty.size:
+        users = part.inter_feat[part.uid_field].numpy()[empty[:3]]
+        shown = ", ".join(str(t) for t in part.field2id_token[part.uid_field][users])
+        raise InputError(
+            f"{folder}: {empty.size} rows of the {name} part have an empty item list, first of "
+            f"session {shown}. There is nothing to recommend from: remove these rows."
+        )
 
 
 def _widen(parts: list[Any], field: str, width: int) -> None:

@@ -11,7 +11,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_tpad.bridge.batches import list_field, trimmed
+from recbole_tpad.bridge.batches import list_field, shuffled, trimmed
 from recbole_tpad.bridge.ranking import (
     Ranking,
     refuse_constant,
@@ -55,6 +55,7 @@ def rank_part(
         order = np.argsort(rows_of[config["ITEM_LIST_LENGTH_FIELD"]].numpy(), kind="stable")
     ranks = np.zeros(len(order), dtype=np.int64)
     constant = np.zeros(len(order), dtype=np.bool_)
+    order_of = torch.Generator().manual_seed(int(config["seed"]))
     ranked = target_ranks if config["rank_by_counting"] is not False else sorted_ranks
     for rows in tqdm(
         list(_batches(config, order, dataset.item_num)),
@@ -63,6 +64,8 @@ def rank_part(
         leave=False,
     ):
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
+        if config["shuffle_history"]:
+            interaction = shuffled(config, interaction, order_of)
         scores = _scores(model, config, interaction, dataset.item_num)
         history = interaction[list_field(config)] if config["mask_history"] else None
         found, same = ranked(scores, interaction[config["ITEM_ID_FIELD"]], history)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_tpad.bridge.batches import TRIMMED, by_length, trimmed
+from recbole_tpad.bridge.batches import TRIMMED, by_length, shuffled, trimmed
 from recbole_tpad.bridge.checkpoints import (
     check_origin,
     describe_run,
@@ -73,6 +73,8 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         self.learner, self.weight_decay = config["learner"], config["weight_decay"]
         self.learning_rate, self.logger = config["learning_rate"], logger
         self.optimizer = self._build_optimizer()
+        if config["fused_optimizer"] is not False and self.device.type == "cpu":
+            fuse(self.optimizer)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{config['model']}-{Path(config['data_path']).name}-seed{config['seed']}-{stamp}"
         file = Path(config["checkpoint_dir"]) / f"{name}.safetensors"
@@ -221,6 +223,8 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
 
     def _step(self, loss_func: Any, interaction: Any, epoch: int, batch: int) -> float:
         interaction = trimmed(self.config, interaction.to(self.device))
+        if self.config["shuffle_history"]:
+            interaction = shuffled(self.config, interaction)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, enabled=self.enable_amp):
             losses = loss_func(interaction)
@@ -377,6 +381,16 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
 
     def _recbole_result(self, ranking: Ranking) -> dict[str, float]:
         return recbole_metrics(ranking.ranks, self.config["metrics"], self.config["topk"])
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam update each parameter in one pass over memory, where it can.
+
+    torch's default on a CPU makes about ten passes; the arithmetic is the same up to rounding.
+    """
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            group["fused"] = all(p.is_floating_point() for p in group["params"])
 
 
 def _store_hash(model: Any) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.files import sha256_json
 from recbole_tpad.presets import properties_dir, read_yaml
 from recbole_tpad.recommenders.sessions import training_fingerprint, training_item_counts
 from recbole_tpad.store import ItemEmbeddings, open_store
@@ -58,34 +59,56 @@ class ItemFeatures:
 
 
 def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
-    """Read the store of key ``item_embeddings``, aligned by RecBole's item tokens.
+    """Read the store or stores of key ``item_embeddings``, aligned by RecBole's item tokens.
 
     Args:
         config: RecBole's configuration with ``item_embeddings`` (null, the name of a store in
-            ``<data set folder>/embeddings``, or a path) and ``item_embeddings_modalities``.
+            ``<data set folder>/embeddings``, a path, or several of these joined by ``+``, side by
+            side) and ``item_embeddings_modalities``.
         dataset: RecBole's built training data set.
 
     Returns:
         The features, or None where ``item_embeddings`` is null.
 
     Raises:
-        InputError: no such store; role T; a generator that saw another training part; items
-            without a vector; rows that are not finite.
+        InputError: no such store; role T; a generator that saw another training part or another
+            data set; items without a vector; rows that are not finite.
     """
     name = config["item_embeddings"]
     if name is None:
         return None
-    store = open_store(_store_path(str(name), Path(config["data_path"])))
-    _check_origin(store, str(name), dataset)
+    folder = Path(config["data_path"])
+    names = _names(str(name), folder)
+    wanted = config["item_embeddings_modalities"]
+    if wanted is not None and len(names) > 1:
+        raise InputError(
+            f"item_embeddings_modalities goes with one store, not with '{name}'. Leave it out."
+        )
+    stores = [open_store(_store_path(part, folder)) for part in names]
     tokens = [str(t) for t in dataset.field2id_token[dataset.iid_field][1:]]
+    found, widths = [], []
+    for part, store in zip(names, stores, strict=True):
+        _check_origin(store, part, dataset)
+        modalities = list(store.manifest.modalities) if wanted is None else list(wanted)
+        found.append(_aligned_rows(store, part, tokens, modalities))
+        widths += [store.manifest.modalities[m] for m in modalities]
+    rows = np.concatenate(found, axis=1)
+    rows = np.concatenate([np.zeros((1, rows.shape[1]), dtype=np.float32), rows])
+    trained = training_item_counts(dataset) > 0
+    hashes = [store.sha256 for store in stores]
+    joined = hashes[0] if len(hashes) == 1 else sha256_json(hashes)
+    return ItemFeatures(str(name), joined, rows, trained, tuple(widths))
+
+
+def _aligned_rows(
+    store: ItemEmbeddings, name: str, tokens: list[str], modalities: list[str]
+) -> npt.NDArray[np.float32]:
     missing = store.missing(tokens)
     if missing:
         raise InputError(
             f"Item embeddings '{name}' miss {len(missing)} of the data set's {len(tokens)} items, "
             f"first: {', '.join(missing[:5])}. {_embed_again(store)}"
         )
-    wanted = config["item_embeddings_modalities"]
-    modalities = list(store.manifest.modalities) if wanted is None else list(wanted)
     found = store.rows(tokens, modalities)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if bad.size:
@@ -93,10 +116,13 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
             f"Item embeddings '{name}' have {bad.size} rows with NaN or infinite values, first: "
             f"{', '.join(tokens[i] for i in bad[:5])}. {_embed_again(store)}"
         )
-    rows = np.concatenate([np.zeros((1, found.shape[1]), dtype=np.float32), found])
-    trained = training_item_counts(dataset) > 0
-    widths = tuple(store.manifest.modalities[m] for m in modalities)
-    return ItemFeatures(str(name), store.sha256, rows, trained, widths)
+    return found
+
+
+def _names(name: str, folder: Path) -> list[str]:
+    """Split joined names; a store whose own name holds a + is one store."""
+    whole = (folder / "embeddings" / name).is_dir() or Path(name).is_dir()
+    return [name] if whole else name.split("+")
 
 
 def _store_path(name: str, folder: Path) -> Path:
@@ -127,6 +153,12 @@ def _check_origin(store: ItemEmbeddings, name: str, dataset: Any) -> None:
         raise InputError(
             f"Item embeddings '{name}' have role T (transition tower): it is the teacher and is "
             "never an item embedding. Use the store of role K1 that the same generator exports."
+        )
+    if manifest.dataset != dataset.dataset_name:
+        raise InputError(
+            f"Item embeddings '{name}' were made for data set '{manifest.dataset}', this run is on "
+            f"'{dataset.dataset_name}': equal ids may name other items. {_embed_again(store)} "
+            "If the items are the same, 'embeddings export' and 'embeddings import' move it over."
         )
     if manifest.split_fingerprint is None:
         return

@@ -196,3 +196,41 @@ def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
 def test_bad_keys_are_refused(build: Any, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build("SASRec", item_embeddings="content", **keys)
+
+
+SMALL_DIMO = {"embedding_size": 8, "n_heads": 2, "n_layers": 1}
+
+
+def test_two_stores_side_by_side(build: Any, shop: Path) -> None:
+    _, model, loaders = build("DIMO", item_embeddings="content+shuffled", **SMALL_DIMO)
+    tokens = [str(t) for t in loaders.train._dataset.field2id_token["item_id"][1:]]
+    stores = [open_store(shop / "shop" / "embeddings" / n) for n in ("content", "shuffled")]
+    expected = np.concatenate([store.rows(tokens) for store in stores], axis=1)
+    np.testing.assert_array_equal(model.adapter.features[1:].numpy(), expected)
+    hashes = {store.sha256 for store in stores}
+    assert model.adapter.store_sha256 not in hashes
+    with pytest.raises(InputError, match="neither a store"):
+        build("DIMO", item_embeddings="content+absent", **SMALL_DIMO)
+    with pytest.raises(InputError, match="goes with one store"):
+        build(
+            "DIMO",
+            item_embeddings="content+shuffled",
+            item_embeddings_modalities=["text"],
+            **SMALL_DIMO,
+        )
+
+
+def test_a_store_of_another_data_set_is_refused(build: Any, shop: Path) -> None:
+    source = open_store(shop / "shop" / "embeddings" / "content")
+    write_store(
+        shop / "shop" / "embeddings" / "foreign",
+        source.item_ids,
+        {m: np.asarray(source.array(m)) for m in source.manifest.modalities},
+        role="other",
+        generator="random",
+        dataset="grocery",
+        split_fingerprint=None,
+        inputs={},
+    )
+    with pytest.raises(InputError, match="made for data set 'grocery'"):
+        build("GRU4Rec", item_embeddings="foreign")
