@@ -1,4 +1,7 @@
-"""Writes raw Amazon files of the 2018 format, as large as asked, for measurements."""
+"""Writes raw Amazon files of the 2018 format, as large as asked, for measurements.
+
+Usage: raw_reviews.py FOLDER REVIEWS
+"""
 
 from __future__ import annotations
 
@@ -105,3 +108,7 @@ def _metadata(number: int, item_id: str, rng: np.random.Generator) -> dict[str, 
         "imageURL": [] if number % 10 == 0 else [f"{image}._SX38_.jpg"],
         "imageURLHighRes": [] if number % 10 == 0 else [f"{image}.jpg"],
     }
+
+
+if __name__ == "__main__":
+    write_raw_files(Path(sys.argv[1]), int(sys.argv[2]))

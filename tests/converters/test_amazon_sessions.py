@@ -17,6 +17,7 @@ from raw_amazon import START, Review, random_reviews, raw_files, rows, sessions_
 
 from dataset_converters.amazon import convert_amazon
 from dataset_converters.errors import InputError
+from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 
 GIVEN = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -222,3 +223,44 @@ def check_parts(path: Path, options: dict[str, Any]) -> None:
         ends = [[events[s][-1][0] for s in split[part]] for part in ("train", "valid", "test")]
         assert max(ends[0]) <= min(ends[1])
         assert max(ends[1]) <= min(ends[2])
+
+
+def test_the_command_line_reaches_every_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, metadata = raw_files(tmp_path / "raw", random_reviews(35, n=900))
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) * 9 // 10])
+    call = ["convert", "amazon", "--dataset", "x", "--data_path", str(tmp_path)]
+    call += ["--reviews", str(source), "--meta", str(metadata), "--release", "2018"]
+    call += ["--sessions", "gap:12h", "--split", "ratio", "--ratio", "2:1:1", "--seed", "3"]
+    call += ["--ratio_order", "session_id", "--drop_consecutive", "--iterate_filters"]
+    call += ["--min_item_count", "2", "--max_session_length", "9", "--no-drop_repeats"]
+    call += ["--needs_text", "--no-needs_image", "--no-augment", "--max_rejected", "0.2"]
+    assert main([*call, "--allow_truncated", "--memory", "300MB", "--exact"]) == 0
+    assert "reviews.json.gz was cut" in capsys.readouterr().out
+    options = json.loads((tmp_path / "x" / "dataset.json").read_text())["options"]
+    expected: dict[str, Any] = {
+        "release": "2018",
+        "sessions": "gap:12h",
+        "split": "ratio",
+        "train_share": 0.5,
+        "valid_share": 0.25,
+        "ratio_order": "session_id",
+        "seed": 3,
+        "drop_repeats": False,
+        "needs_text": True,
+        "needs_image": False,
+        "drop_consecutive": True,
+        "iterate_filters": True,
+        "min_session_length": 2,
+        "min_item_count": 2,
+        "max_session_length": 9,
+        "augment": False,
+        "max_len": 50,
+        "allow_truncated": True,
+        "max_rejected": 0.2,
+    }
+    assert options == expected
+    assert main([*call, "--overwrite"]) == 2
+    assert "truncated" in capsys.readouterr().err
