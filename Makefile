@@ -6,6 +6,9 @@ TORCH  ?= torch==2.13.0
 # Extra options for the torch download, for instance another package index.
 PIP_TORCH ?=
 
+# Test processes at a time in the fast tier.
+JOBS   ?= 2
+
 VENV   := .venv
 RUN    := $(VENV)/bin/python -m
 READY  := $(VENV)/.ready
@@ -24,7 +27,7 @@ demo: $(READY)
 	$(RUN) recbole_tpad demo
 
 test: $(READY)
-	$(RUN) pytest
+	$(RUN) pytest -n $(JOBS)
 
 slow: $(READY)
 	$(RUN) pytest -m slow
