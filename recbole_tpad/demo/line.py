@@ -19,7 +19,7 @@ For your own data, for example Amazon's 2018 release:
 
   recbole-tpad convert amazon --dataset grocery \\
       --reviews Grocery_and_Gourmet_Food_5.json.gz --meta meta_Grocery_and_Gourmet_Food.json.gz
-  recbole-tpad images   --dataset grocery --from FOLDER_OF_IMAGES
+  recbole-tpad images   --dataset grocery
   recbole-tpad keywords --dataset grocery --file keywords.csv
   recbole-tpad embed    --dataset grocery --generator tpad
   recbole-tpad run      --dataset grocery --model DIMO --item_embeddings tpad
