@@ -154,13 +154,8 @@ class DownloadQueue:
             job.failures[job.url] = ("refused", target)
             return False
         job.target = target
-        host = self._hosts.setdefault(target.origin, _Host())
-        if host.down:
-            job.failures[job.url] = ("failed", host.down)
-            return False
-        host.queue.append(job)
-        self._update(target.origin)
-        return True
+        self._hosts.setdefault(target.origin, _Host())
+        return self._enqueue(job, target)
 
     def _update(self, origin: str) -> None:
         host = self._hosts[origin]
@@ -176,10 +171,10 @@ class DownloadQueue:
             waiter = heapq.heappop(self._waiting)[2]
             if isinstance(waiter, str):
                 self._update(waiter)
-            elif waiter.target is not None and not self._requeue(waiter, waiter.target):
+            elif waiter.target is not None and not self._enqueue(waiter, waiter.target):
                 self._start(waiter)
 
-    def _requeue(self, job: Job, target: Target) -> bool:
+    def _enqueue(self, job: Job, target: Target) -> bool:
         host = self._hosts[target.origin]
         if host.down:
             job.failures[job.url] = ("failed", host.down)

@@ -19,6 +19,8 @@ from recbole_tpad.errors import InputError
 FORMAT = 1
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 SLICES = ("warm", "rare", "unseen")
+# Training interactions of a target from which it is warm; below, it is rare (or unseen at 0).
+WARM_FROM = 5
 MIN_SESSIONS = 100
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_tpad.errors import InputError
+from recbole_tpad.results import WARM_FROM
 
 Ints = npt.NDArray[np.int64]
 # Scores, a copy, and comparison masks of one batch, in bytes a score.
@@ -160,8 +161,8 @@ def slices_by_frequency(
         it has rows, the metrics.
     """
     parts: Mapping[str, npt.NDArray[np.bool_]] = {
-        "warm": frequency >= 5,
-        "rare": (frequency >= 1) & (frequency < 5),
+        "warm": frequency >= WARM_FROM,
+        "rare": (frequency >= 1) & (frequency < WARM_FROM),
         "unseen": frequency == 0,
     }
     return {

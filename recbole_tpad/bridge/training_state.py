@@ -76,7 +76,8 @@ def state_path(config: Any, model: nn.Module, train: Any, valid: Any) -> Path:
     here = Path(__file__).parent
     sources = {*here.glob("*.py"), *(here.parent / "recommenders").glob("*.py")}
     modules = (inspect.getmodule(base) for base in inspect.getmro(type(model)))
-    sources |= {Path(m.__file__) for m in modules if getattr(m, "__file__", None)}  # type: ignore
+    files = (getattr(module, "__file__", None) for module in modules)  # None for built-in ones
+    sources |= {Path(file) for file in files if file}
     key = sha256_json(
         {
             "config": json.loads(json.dumps(final, sort_keys=True, default=str)),

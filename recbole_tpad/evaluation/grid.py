@@ -30,15 +30,13 @@ from recbole_tpad.evaluation.suite import RunSpec, Suite, expand, read_suite
 from recbole_tpad.evaluation.table import markdown_table
 from recbole_tpad.files import atomic_path, sha256_file, sha256_json, write_json
 from recbole_tpad.presets import properties_dir
-from recbole_tpad.results import FORMAT
+from recbole_tpad.results import FORMAT, WARM_FROM
 from recbole_tpad.store import ItemEmbeddings, open_store
 
 # Passed to every run and stated in the results, so that the protocol shown is the one that ran.
 PROTOCOL: dict[str, Any] = {"mask_history": False, "valid_metric": "NDCG@10", "topk": [5, 10]}
 # The sources whose change can change a run's result.
 CODE = ("recommenders", "bridge", "data", "store")
-# Training interactions of a target that is neither rare nor unseen (the slices of a run).
-COLD_BELOW = 5
 ROW_KEYS = (
     "metrics",
     "valid",
@@ -321,7 +319,7 @@ def _comparisons(
         valid.setdefault(group, []).append(float((outcome.get("valid") or {})["NDCG@10"]))
         counts = np.array(outcome["target_counts"])
     chosen = {group: statistics.fmean(values) for group, values in valid.items()}
-    parts = {"all": np.ones(len(counts), dtype=bool), "rare and unseen": counts < COLD_BELOW}
+    parts = {"all": np.ones(len(counts), dtype=bool), "rare and unseen": counts < WARM_FROM}
     return [
         {"targets": name, **entry}
         for name, mask in parts.items()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from recbole_tpad.bridge.models import OUR_MODELS, model_class
 from recbole_tpad.errors import InputError
-from recbole_tpad.evaluation.suite import expand, read_suite
+from recbole_tpad.evaluation.suite import WITHOUT_EMBEDDINGS, expand, read_suite
 from recbole_tpad.presets import preset_names
 
 
@@ -18,6 +19,11 @@ def test_presets_are_readable(name: str) -> None:
     suite = read_suite(name)
     assert "DIMO" in suite.models
     assert expand(suite)
+
+
+def test_models_without_embeddings_are_those_that_take_none() -> None:
+    takes = {m for m in OUR_MODELS if getattr(model_class(m), "takes_item_embeddings", False)}
+    assert set(OUR_MODELS) - takes == WITHOUT_EMBEDDINGS
 
 
 def test_expansion_drops_impossible_pairs_and_merges_configs() -> None:
