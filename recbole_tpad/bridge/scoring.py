@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,9 @@ from recbole_tpad.bridge.ranking import (
     target_ranks,
 )
 from recbole_tpad.errors import InputError
+
+# What a click model's layers hold at a place of a history: a few activations of about 300 wide.
+_BYTES_A_PLACE = 4096
 
 
 @torch.no_grad()
@@ -41,7 +45,7 @@ def rank_part(
 
     Raises:
         EvaluationError: NaN scores, or the same score for all items in every row.
-        InputError: the model has no full ranking, or the loader samples candidates.
+        InputError: the model cannot score, or the loader samples candidates.
     """
     if not isinstance(eval_data, FullSortEvalDataLoader):
         raise InputError(
@@ -84,10 +88,29 @@ def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
 def _scores(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
     try:
         scores = model.full_sort_predict(interaction)
-    except NotImplementedError as error:
-        raise InputError(
-            f"{config['model']} has no full ranking (full_sort_predict); it cannot be compared "
-            "here."
-        ) from error
+    except NotImplementedError:
+        scores = _scores_by_pair(model, config, interaction, n_items)
     found: Tensor = scores.detach().reshape(-1, n_items)
     return found if found.dtype.is_floating_point else found.float()
+
+
+def _scores_by_pair(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+    """Score every item with every session by `predict`, for models that only judge pairs (DIN)."""
+    items = torch.arange(n_items, device=interaction[config["ITEM_ID_FIELD"]].device)
+    width = interaction[list_field(config)].shape[1]
+    budget = (config["rank_memory_mb"] or 512) * 2**20
+    at_once = max(1, budget // (width * _BYTES_A_PLACE))
+    found = []
+    for session in range(len(interaction)):
+        row = interaction[session : session + 1]
+        for part in torch.split(items, at_once):
+            pairs = row.repeat_interleave(len(part))
+            pairs.update(Interaction({config["ITEM_ID_FIELD"]: part}))
+            try:
+                found.append(model.predict(pairs).reshape(-1))
+            except NotImplementedError as error:
+                raise InputError(
+                    f"{config['model']} has neither full_sort_predict nor predict; it cannot be "
+                    "ranked."
+                ) from error
+    return torch.cat(found)
