@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +78,33 @@ def rank_part(
         ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
     refuse_constant(constant, str(config["model"]))
     return Ranking(ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy())
+
+
+@torch.no_grad()
+def request_milliseconds(
+    model: Any, config: Any, device: torch.device, eval_data: Any, requests: int
+) -> float | None:
+    """Return the median time to score all items for one session and take the best ten.
+
+    Sessions come one at a time, as requests do; the first one, which warms up, does not count.
+
+    Args:
+        model, config, device, eval_data: see `rank_part`.
+        requests: how many sessions to time; 0 measures nothing and returns None.
+    """
+    rows = min(requests, len(eval_data._dataset.inter_feat))
+    if rows <= 0:
+        return None
+    model.eval()
+    n_items = eval_data._dataset.item_num
+    times = []
+    for row in [0, *range(rows)]:
+        interaction = trimmed(config, eval_data.collate_fn(np.array([row]))[0].to(device))
+        started = time.perf_counter()
+        best = _scores(model, config, interaction, n_items).topk(min(10, n_items)).indices
+        best.cpu()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times[1:])
 
 
 def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
