@@ -72,7 +72,7 @@ def rank_part(
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
         if config["shuffle_history"]:
             interaction = shuffled(config, interaction, order_of)
-        scores = _scores(model, config, interaction, dataset.item_num)
+        scores = scores_of(model, config, interaction, dataset.item_num)
         history = interaction[list_field(config)] if config["mask_history"] else None
         found, same = ranked(scores, interaction[config["ITEM_ID_FIELD"]], history)
         ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
@@ -101,7 +101,7 @@ def request_milliseconds(
     for row in [0, *range(rows)]:
         interaction = trimmed(config, eval_data.collate_fn(np.array([row]))[0].to(device))
         started = time.perf_counter()
-        best = _scores(model, config, interaction, n_items).topk(min(10, n_items)).indices
+        best = scores_of(model, config, interaction, n_items).topk(min(10, n_items)).indices
         best.cpu()  # waits for the device
         times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times[1:])
@@ -114,7 +114,12 @@ def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
         yield order[start : start + size]
 
 
-def _scores(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+def scores_of(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+    """Return a model's scores of all items, (rows, n_items).
+
+    Raises:
+        InputError: the model has neither ``full_sort_predict`` nor ``predict``.
+    """
     try:
         scores = model.full_sort_predict(interaction)
     except NotImplementedError:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import recbole_tpad
+from dataset_converters.describe import describe
 from recbole_tpad.bridge.models import known_models
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.evaluation.assemble import compared, dataset_entry, environment, row, version
 from recbole_tpad.evaluation.collect import generator_entry
+from recbole_tpad.evaluation.examples import examples
 from recbole_tpad.evaluation.planning import (
     expected_seconds,
     finished,
@@ -36,6 +38,7 @@ from recbole_tpad.store import ItemEmbeddings, open_store, store_path
 
 # Passed to every run and stated in the results, so that the protocol shown is the one that ran.
 PROTOCOL: dict[str, Any] = {"mask_history": False, "valid_metric": "NDCG@10", "topk": [5, 10]}
+EXAMPLES = 6  # test sessions shown in the report
 # The sources whose change can change a run's result.
 CODE = ("recommenders", "bridge", "data", "store")
 
@@ -59,7 +62,8 @@ def evaluate(
     the data, the store and the code; they are not run again, so a killed suite resumes and a
     repeated one is instantaneous. A failed run becomes a row with an error and is tried again next
     time. Stores named under the suite's ``generators`` are made first, by `embed`, which keeps what
-    is up to date; nothing else is written into the data set folder.
+    is up to date, and ``describe.json`` where it is missing or outdated; nothing else is written
+    into the data set folder.
 
     Args:
         data_path: folder of data sets.
@@ -99,6 +103,8 @@ def evaluate(
         "protocol": {"ranking": "full", **{k: configs[0][k] for k in PROTOCOL}},
         "rows": [row(spec, names, o) for spec, o in zip(specs, outcomes, strict=True)],
         "comparisons": compared(specs, names, outcomes),
+        "examples": examples(specs, outcomes, folder.items),
+        "data": _report_card(folder),
         "generators": {
             names[name]: generator_entry(store, folder.items, cache)
             for name, store in stores.items()
@@ -206,7 +212,18 @@ def _check_models(models: Sequence[str]) -> None:
 
 
 def _config(spec: RunSpec, data_path: str | Path, dataset: str) -> dict[str, Any]:
-    return {**PROTOCOL, **spec.config, "dataset": dataset, "data_path": str(data_path)}
+    shown = {"example_sessions": EXAMPLES}
+    where = {"dataset": dataset, "data_path": str(data_path)}
+    return {**PROTOCOL, **shown, **spec.config, **where}
+
+
+def _report_card(folder: DatasetFolder) -> dict[str, Any]:
+    """The data set's report card: the one in its folder, or a new one where the data changed."""
+    file = folder.path / "describe.json"
+    card = read_outcome(file) or {}
+    if (card.get("split") or {}).get("fingerprint") != folder.split_fingerprint:
+        card = describe(folder.path)
+    return card
 
 
 def _code_fingerprint() -> str:
