@@ -43,7 +43,7 @@ from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.presets import read_preset
 from recbole_tpad.recommenders.dimo import DIMO
-from recbole_tpad.recommenders.propagation import SparseMatrix
+from recbole_tpad.recommenders.propagation import SparseMatrix, Workspace, column_blocks
 
 BATCH, LENGTH = 50, 19
 FIELDS = {
@@ -235,36 +235,40 @@ def stepper(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Callable[[]
 
 
 def floor_step(model: DIMO) -> Callable[[], None]:
-    """The products nobody can leave out, without autograd, and one fused Adam pass."""
+    """The products nobody can leave out, without autograd, and one fused Adam pass.
+
+    The sparse products are the model's own, a few columns at a time: the fastest we know.
+    """
     n, d = model.n_items, model.item_embedding.embedding_dim
-    rows = torch.randn(n, 2 * d)
+    rows, own, into_own = torch.randn(n, 2 * d), torch.randn(n, d), torch.randn(n, d)
     session = torch.randn(BATCH, 2 * d)
     logit_grad = torch.randn(BATCH, n)
     parameter = torch.nn.Parameter(torch.randn(n, 2 * d))
     parameter.grad = torch.randn(n, 2 * d)
     optimizer = torch.optim.Adam([parameter], lr=1e-3, fused=True)
-    entries = torch.randn(model.strangers.col.numel())
+    partners, strangers = model.partners, model.strangers
+    entries = torch.randn(strangers.col.numel())
+    blocks = [
+        slice(start + part.start, start + part.stop)
+        for start in (0, d)
+        for part in column_blocks(n, d, rows)
+    ]
+    workspace = Workspace(n, blocks, rows)
 
     def step() -> None:
         with torch.no_grad():
-            for _ in range(2 * model.n_layers):
-                model.propagation(rows)
+            for _ in range(2):
+                for part in blocks:
+                    block, spare = workspace.pair(part.stop - part.start)
+                    block.copy_(rows[:, part])
+                    model.propagation.steps(block, model.n_layers, spare)
             session @ rows.t()
             logit_grad.t() @ session
             logit_grad @ rows
-            own = rows[:, :d]
-            model.partners(own)
-            model.partners(own)
-            model.strangers.dots(own)
-            weighted = model.strangers
-            functional.embedding_bag(
-                weighted.col,
-                own.contiguous(),
-                weighted.crow,
-                mode="sum",
-                per_sample_weights=entries,
-                include_last_offset=True,
-            )
+            partners.times(own, partners.values)
+            partners.transposed_times(own, partners.values, add_to=into_own)
+            strangers.dots(own)
+            strangers.times(own, entries)
         optimizer.step()
 
     return step

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
+from recbole_tpad.recommenders.catalogue_loss import catalogue_cross_entropy
 from recbole_tpad.recommenders.dimo_losses import ProxyLoss, criterion_loss
-from recbole_tpad.recommenders.dimo_tables import joined_tables, read_tables
+from recbole_tpad.recommenders.dimo_tables import propagated_tables, read_tables
 from recbole_tpad.recommenders.fused_tables import initial_rows
 from recbole_tpad.recommenders.item_features import (
     EvaluationCache,
@@ -28,10 +29,9 @@ from recbole_tpad.recommenders.item_graph import (
     cooccurrence_counts,
     never_together,
     partner_table,
-    propagation_step,
     top_partners,
 )
-from recbole_tpad.recommenders.propagation import SparseMatrix, propagate
+from recbole_tpad.recommenders.propagation import Propagation, SparseMatrix
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 VARIANTS = ("corrected", "official")
@@ -97,15 +97,23 @@ class SessionAttention(nn.Module):
         Returns:
             Session vectors, (B, d).
         """
-        batch, length, size = rows.shape
+        batch, _, size = rows.shape
+        heads, width = self.heads, size // self.heads
         final = rows[torch.arange(batch, device=rows.device), last]
-        split = (batch, length, self.heads, size // self.heads)
-        query = self.query(final).view(batch, self.heads, size // self.heads)
-        key, value = self.key(rows).view(split), self.value(rows).view(split)
-        scores = torch.einsum("bhd,blhd->bhl", query, key) / (size // self.heads) ** 0.5
+        query = self.query(final).view(batch, heads, width)
+        # q·(W x + b) = (Wᵀq)·x + q·b and Σ a (W x + b) = W Σ a x + b Σ a: the maps meet one vector
+        # a session and head instead of every position.
+        key, value = (
+            m.weight.view(heads, width, size) for m in (self.key, self.value)
+        )
+        asked = torch.einsum("bhe,hed->bhd", query, key)
+        constant = (query * self.key.bias.view(heads, width)).sum(dim=2, keepdim=True)
+        scores = (asked @ rows.transpose(1, 2) + constant) / width**0.5
         scores = scores.masked_fill(~mask[:, None, :], float("-inf"))
         weights = self.dropout(scores.softmax(dim=-1))
-        return torch.einsum("bhl,blhd->bhd", weights, value).reshape(batch, size)
+        mixed = torch.einsum("bhd,hed->bhe", weights @ rows, value)
+        mixed = mixed + weights.sum(dim=2, keepdim=True) * self.value.bias.view(heads, width)
+        return mixed.reshape(batch, size)
 
 
 class DIMO(SequentialRecommender):  # type: ignore[misc]
@@ -182,7 +190,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         unseen = ~trained
         unseen[0] = False
         own = sparse.diags_array(unseen.astype(np.float64), format="csr")
-        self.propagation = SparseMatrix(propagation_step((counts + own).tocsr()))
+        self.propagation = Propagation((counts + own).tocsr())
         self.trained: Tensor
         self.register_buffer("trained", torch.from_numpy(trained), persistent=False)
         # Added to the logits in training: the padding id and unseen items are no negatives.
@@ -245,10 +253,14 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
         dropout = self.table_dropout if self.training else 0.0
-        table = joined_tables(
-            self.item_embedding.weight, self.modality_table(), self.trained, dropout
+        table = propagated_tables(
+            self.item_embedding.weight,
+            self.modality_table(),
+            self.trained,
+            dropout,
+            self.propagation,
+            self.n_layers,
         )
-        table = propagate(table, self.propagation, self.n_layers)
         if not self.training and not torch.is_grad_enabled():
             self._cache.put(parameters, table)
         return table
@@ -295,10 +307,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         )
         context = reads.rows[: item_seq.numel()].view(*item_seq.shape, -1)
         sessions, proxies = self.session_vectors(context, item_seq, lengths)
-        logits = torch.addmm(self.excluded, torch.cat(sessions, dim=1), reads.table.t())
-        recommendation = functional.cross_entropy(logits, target)
+        recommendation = catalogue_cross_entropy(
+            torch.cat(sessions, dim=1), reads.table, self.excluded, target
+        )
         together = self._reduce(reads.cooccurrence[self.partners.nonempty])
-        zero = logits.new_zeros(())
+        zero = recommendation.new_zeros(())
         if not self.two_views:
             return Losses(recommendation, together, zero, zero)
         proxy = self.proxy_loss(sessions[0], sessions[1], proxies[0], proxies[1])
