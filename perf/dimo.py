@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from recbole.data.interaction import Interaction
 from scipy import sparse
@@ -71,32 +73,48 @@ def read_sessions(path: Path) -> Sessions:
     return [[*map(int, context.split()), int(target)] for _, context, target in rows]
 
 
-def grown(sessions: Sessions, copies: int, rng: np.random.Generator) -> Sessions:
-    """Return `copies` times the sessions over `copies` times the items, equally dense.
+@dataclass(frozen=True)
+class Rows:
+    """Sessions as RecBole holds them: padded contexts (S, LENGTH), targets (S,), lengths (S,)."""
 
-    Every session is repeated with each of its items replaced by one of that item's copies, so
-    lengths and popularity keep their distribution and the catalogue does not fall apart.
-    """
-    found = []
-    for session in sessions:
-        which = rng.integers(copies, size=(copies, len(session)))
-        found += ((np.array(session) - 1) * copies + which + 1).tolist()
-    return found
+    lists: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
 
 
-def data_set(sessions: Sessions, n_items: int) -> Any:
-    """What DIMO reads from RecBole's training data set."""
+def padded(sessions: Sessions) -> Rows:
     lists = np.zeros((len(sessions), LENGTH), dtype=np.int64)
     for row, session in enumerate(sessions):
         lists[row, : len(session) - 1] = session[:-1][:LENGTH]
-    rows = {
-        "session_id": torch.arange(len(sessions)),
-        "item_id_list": torch.from_numpy(lists),
-        "item_id": torch.tensor([s[-1] for s in sessions]),
-        "item_length": torch.tensor([min(len(s) - 1, LENGTH) for s in sessions]),
+    lengths = np.array([min(len(s) - 1, LENGTH) for s in sessions])
+    return Rows(lists, np.array([s[-1] for s in sessions]), lengths)
+
+
+def grown(rows: Rows, copies: int, rng: np.random.Generator) -> Rows:
+    """Return `copies` times the sessions over `copies` times the items, equally dense.
+
+    Every session is repeated with each of its items replaced by one of that item's copies, so
+    lengths and popularity keep their distribution and the catalogue does not fall apart. It does
+    not fall into communities either: for the cache this is a hard graph.
+    """
+    lists, targets = [], []
+    for _ in range(copies):
+        for items, found in ((rows.lists, lists), (rows.targets, targets)):
+            which = rng.integers(copies, size=items.shape)
+            found.append(np.where(items > 0, (items - 1) * copies + which + 1, 0))
+    return Rows(np.concatenate(lists), np.concatenate(targets), np.tile(rows.lengths, copies))
+
+
+def data_set(rows: Rows, n_items: int) -> Any:
+    """What DIMO reads from RecBole's training data set."""
+    feat = {
+        "session_id": torch.arange(len(rows.targets)),
+        "item_id_list": torch.from_numpy(rows.lists),
+        "item_id": torch.from_numpy(rows.targets),
+        "item_length": torch.from_numpy(rows.lengths),
     }
     return SimpleNamespace(
-        inter_feat=rows,
+        inter_feat=feat,
         uid_field="session_id",
         iid_field="item_id",
         item_list_length_field="item_length",
@@ -307,7 +325,7 @@ def check_equal(model: DIMO, dense: DenseDIMO, batch: Interaction) -> None:
 
 def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, float]:
     n_items = max(max(s) for s in sessions)
-    data = data_set(sessions, n_items)
+    data = data_set(padded(sessions), n_items)
     model, other = make_model(data), make_model(data)
     dense = DenseDIMO(other)
     batch = batches(data, 1)[0]
@@ -327,9 +345,8 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
 
 
 def synthetic(sessions: Sessions, copies: int, rounds: int) -> float:
-    made = grown(sessions, copies, np.random.default_rng(0))
     n_items = copies * max(map(max, sessions))
-    data = data_set(made, n_items)
+    data = data_set(grown(padded(sessions), copies, np.random.default_rng(0)), n_items)
     start = time.perf_counter()
     model = make_model(data)
     say(

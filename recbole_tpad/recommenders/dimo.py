@@ -86,26 +86,23 @@ class SessionAttention(nn.Module):
         self.value = nn.Linear(size, size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, mask: Tensor, final: Tensor) -> Tensor:
         """Return the last position's output.
 
         Args:
             rows: item rows of the sessions, (B, L, d).
             mask: True for real positions, (B, L).
-            last: index of the last real position, (B,).
+            final: the last real position's row, (B, d).
 
         Returns:
             Session vectors, (B, d).
         """
         batch, _, size = rows.shape
         heads, width = self.heads, size // self.heads
-        final = rows[torch.arange(batch, device=rows.device), last]
         query = self.query(final).view(batch, heads, width)
         # q·(W x + b) = (Wᵀq)·x + q·b and Σ a (W x + b) = W Σ a x + b Σ a: the maps meet one vector
         # a session and head instead of every position.
-        key, value = (
-            m.weight.view(heads, width, size) for m in (self.key, self.value)
-        )
+        key, value = (m.weight.view(heads, width, size) for m in (self.key, self.value))
         asked = torch.einsum("bhe,hed->bhd", query, key)
         constant = (query * self.key.bias.view(heads, width)).sum(dim=2, keepdim=True)
         scores = (asked @ rows.transpose(1, 2) + constant) / width**0.5
@@ -285,13 +282,16 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             lengths: number of real positions, (B,).
         """
         mask = item_seq != 0
-        views = rows.chunk(2, dim=-1) if self.two_views else (rows,)
+        # The last row and the mean of all rows, in one product for both views.
+        picked = rows.new_zeros(len(rows), 2, rows.shape[1])
+        picked[:, 0].scatter_(1, (lengths - 1).clamp(min=0).unsqueeze(1), 1.0)
+        torch.div(mask, lengths.clamp(min=1).unsqueeze(1), out=picked[:, 1])
+        final, mean = (picked @ rows).unbind(dim=1)
+        count = 2 if self.two_views else 1
         attentions = [self.id_attention] + ([self.modality_attention] if self.two_views else [])
-        count = lengths.clamp(min=1).unsqueeze(1).to(rows.dtype)
-        sessions = [a(v, mask, lengths - 1) for a, v in zip(attentions, views, strict=True)]
-        # Padded positions are zero rows, so a plain sum leaves them out.
-        proxies = [view.sum(dim=1) / count for view in views]
-        return sessions, proxies
+        views = zip(attentions, rows.chunk(count, dim=2), final.chunk(count, dim=1), strict=True)
+        sessions = [attention(view, mask, last) for attention, view, last in views]
+        return sessions, list(mean.chunk(count, dim=1))
 
     def losses(self, interaction: Any) -> Losses:
         """Return the four parts of the training loss for a batch."""

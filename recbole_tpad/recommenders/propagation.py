@@ -40,8 +40,12 @@ def empty_table(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.from_numpy(np.empty(shape, dtype=kind))
 
 
-def row_pieces(n: int, width: int, like: Tensor, size: int = _CACHED) -> list[slice]:
-    """Cut `n` rows of `width` numbers into pieces of `size` bytes; on a GPU into one."""
+def row_pieces(n: int, width: int, like: Tensor, size: int | None = None) -> list[slice]:
+    """Cut `n` rows of `width` numbers into pieces of `size` bytes (None: what stays in the cache).
+
+    On a GPU there is one piece.
+    """
+    size = _CACHED if size is None else size
     step = n if like.device.type != "cpu" else max(1, size // (width * like.element_size()))
     return [slice(start, min(n, start + step)) for start in range(0, n, max(step, 1))]
 
@@ -56,9 +60,7 @@ def column_blocks(n: int, size: int, like: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def weighted_sums(
-    rows: Tensor, matrices: Sequence[Csr], *, add_to: Tensor | None = None
-) -> Tensor:
+def weighted_sums(rows: Tensor, matrices: Sequence[Csr], *, add_to: Tensor | None = None) -> Tensor:
     """Return the sum of CSR matrices, times `rows`, without a gradient.
 
     Args:
