@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def column_blocks(n: int, size: int, like: Tensor) -> list[slice]:
     count = max(1, round(size / _COLUMNS))
     # All but the last as wide as whole cache lines.
     edges = [k * _COLUMNS for k in range(count)] + [size]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def weighted_sums(rows: Tensor, matrices: Sequence[Csr], *, add_to: Tensor | None = None) -> Tensor:
