@@ -5,11 +5,15 @@ Reads the Cellphones sessions (RecBole benchmark files with ids) and grows them 
 
 - speedup_vs_dense: a dense step (adjacency rebuilt and densified for each of the eight products,
   L_co by gathering every item's partners and strangers) over ours, same weights, same losses;
-- ratio_to_floor: ours over the least this arithmetic needs with these kernels, measured beside it:
+- ratio_to_floor: ours over the least this arithmetic needs with our kernels, measured beside it:
   one sparse product a layer each way, the logit product and its two gradients, L_co as one sparse
   product and sampled dot products with their gradients, Adam as one fused pass;
-- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it;
+- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it, building
+  the graph included;
 - trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
+
+With one thread (OMP_NUM_THREADS=1) times are the process's, else the wall's. Without a million
+items: --copies 10.
 
     python perf/dimo.py --sessions DIR/cellphones.train.inter
 """
@@ -32,10 +36,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from public_dimo import DenseDIMO
 from recbole.data.interaction import Interaction
-from scipy import sparse
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_tpad.bridge.batches import trimmed as trimmed_batch
 from recbole_tpad.bridge.config import SessionConfig
@@ -45,7 +48,7 @@ from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.presets import read_preset
 from recbole_tpad.recommenders.dimo import DIMO
-from recbole_tpad.recommenders.propagation import SparseMatrix, Workspace, column_blocks
+from recbole_tpad.recommenders.propagation import Workspace, column_blocks
 
 BATCH, LENGTH = 50, 19
 FIELDS = {
@@ -58,6 +61,14 @@ FIELDS = {
     "device": torch.device("cpu"),
 }
 Sessions = list[list[int]]
+
+
+def clock() -> float:
+    """Seconds of this process; a busy machine disturbs them less than those on the wall.
+
+    With several threads their times would add up: then the wall's.
+    """
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def say(text: str) -> None:
@@ -144,101 +155,7 @@ def trimmed(data: Any, rows: Tensor) -> Interaction:
     return Interaction(found)
 
 
-# -- three ways to do a step ----------------------------------------------------------------------
-
-
-class DenseDIMO:
-    """The public code's arithmetic, with the weights of one of our models (variant official)."""
-
-    def __init__(self, model: DIMO) -> None:
-        self.model = model
-        counts = model.counts.tocoo()
-        degree = np.asarray(model.counts.sum(axis=1)).ravel()
-        self.index = np.stack([counts.row, counts.col])
-        self.values = (counts.data / (degree[counts.row] + 1e-8)).astype(np.float32)
-        n = model.n_items
-        self.partners, self.weights = gathered(model.partners, n)
-        self.strangers, self.real = gathered(model.strangers, n)
-
-    def adjacency(self) -> Tensor:
-        n = self.model.n_items
-        made = torch.sparse_coo_tensor(
-            torch.from_numpy(self.index), torch.from_numpy(self.values), (n, n)
-        )
-        return made.to_dense()
-
-    def propagated(self, table: Tensor) -> Tensor:
-        for _ in range(self.model.n_layers):
-            table = table + self.adjacency() @ table
-        return table
-
-    def loss(self, batch: Interaction) -> Tensor:
-        model = self.model
-        dropout = torch.nn.Dropout(model.table_dropout).train(model.training)
-        assert model.modality_embedding is not None
-        e = self.propagated(dropout(without_first(model.item_embedding.weight)))
-        m = self.propagated(dropout(without_first(model.modality_embedding.weight)))
-        items, lengths, target = batch["item_id_list"], batch["item_length"], batch["item_id"]
-        # The public code pads every session to 19 items and attends from every position.
-        items = functional.pad(items, (0, LENGTH - items.shape[1]))
-        mask = items != 0
-        views = []
-        for table, attention in ((e, model.id_attention), (m, model.modality_attention)):
-            rows = table[items]
-            session = self.attend(attention, rows, mask)[torch.arange(len(items)), lengths - 1]
-            views.append((session, rows.sum(1) / lengths[:, None]))
-        (s_id, p_id), (s_mo, p_mo) = views
-        logits = s_id @ e[1:].t() + s_mo @ m[1:].t()
-        ce = functional.cross_entropy(logits, target - 1)
-        proxy = model.proxy_loss(s_id, s_mo, p_id, p_mo).sum()
-        flag = (model.partner_table[items] == target[:, None, None]).any(2).any(1)
-        shown = target - 1
-        share = torch.log10(
-            torch.sigmoid(
-                functional.cosine_similarity(s_id, e[shown])
-                - functional.cosine_similarity(s_mo, m[shown])
-            )
-        )
-        criterion = torch.where(flag, -share, share).sum()
-        return ce + model.auxiliary_weight * (self.cooccurrence(e) + proxy + criterion)
-
-    def attend(self, attention: Any, rows: Tensor, mask: Tensor) -> Tensor:
-        batch, length, size = rows.shape
-        heads = attention.heads
-        shape = (batch, length, heads, size // heads)
-        q, k, v = (
-            f(rows).view(shape).transpose(1, 2)
-            for f in (attention.query, attention.key, attention.value)
-        )
-        scores = q @ k.transpose(2, 3) / (size // heads) ** 0.5
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-        weights = attention.dropout(scores.softmax(-1))
-        return (weights @ v).transpose(1, 2).reshape(batch, length, size)
-
-    def cooccurrence(self, e: Tensor) -> Tensor:
-        positive = (e[self.partners] * self.weights[..., None]).sum(1)
-        near = functional.cosine_similarity(e, positive)
-        far = functional.cosine_similarity(e[:, None, :], e[self.strangers], dim=2).exp()
-        total = near.exp() + (far * self.real).sum(1)
-        losses = -torch.log10(near.exp() / total)
-        return losses[self.weights.sum(1) > 0].sum()
-
-
-def gathered(matrix: SparseMatrix, n: int) -> tuple[Tensor, Tensor]:
-    """A sparse matrix as tables of columns and values, padded with zeros."""
-    found = sparse.csr_matrix(
-        (matrix.values.numpy(), matrix.col.numpy(), matrix.crow.numpy()), shape=(n, n)
-    )
-    width = int(np.diff(found.indptr).max())
-    columns, values = np.zeros((n, width), dtype=np.int64), np.zeros((n, width), dtype=np.float32)
-    row = np.repeat(np.arange(n), np.diff(found.indptr))
-    place = np.arange(found.nnz) - found.indptr[row]
-    columns[row, place], values[row, place] = found.indices, found.data
-    return torch.from_numpy(columns), torch.from_numpy(values)
-
-
-def without_first(table: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(table[:1]), table[1:]])
+# -- two ways to do a step; the third is in public_dimo.py -----------------------------------------
 
 
 def stepper(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -302,9 +219,9 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
         step()
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            taken[name].append(1e3 * (time.perf_counter() - start))
+            taken[name].append(1e3 * (clock() - start))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -344,18 +261,21 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
     }
 
 
-def synthetic(sessions: Sessions, copies: int, rounds: int) -> float:
+def synthetic(sessions: Sessions, copies: int, rounds: int) -> dict[str, float]:
     n_items = copies * max(map(max, sessions))
     data = data_set(grown(padded(sessions), copies, np.random.default_rng(0)), n_items)
-    start = time.perf_counter()
+    start = clock()
     model = make_model(data)
     say(
-        f"{n_items:,} items: model built in {time.perf_counter() - start:.0f} s, "
+        f"{n_items:,} items: model built in {clock() - start:.0f} s, "
         f"{model.propagation.col.numel():,} nonzeros"
     )
-    found = interleaved({"ours": our_step(model, data, 8)}, rounds)["ours"]
-    say(f"{n_items:,} items: {found:.0f} ms a step, peak {peak_mb():.0f} MB")
-    return found
+    steps = {"ours": our_step(model, data, 8)}
+    found = interleaved(steps, rounds)["ours"]
+    peak = peak_mb()
+    least = interleaved({"floor": floor_step(model)}, 1)["floor"]
+    say(f"{n_items:,} items: {found:.0f} ms a step, floor {least:.0f} ms, peak {peak:.0f} MB")
+    return {"step_ms": found, "peak_mb": peak}
 
 
 def peak_mb() -> float:
@@ -396,17 +316,17 @@ def trainer_over_bare(sessions: Sessions, count: int) -> float:
         times: dict[str, list[float]] = {"trainer": [], "bare": []}
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
         for _ in range(3):
-            start = time.perf_counter()
+            start = clock()
             trainer.progress.batch = 0
             trainer._train_epoch(loaders.train, 0)
-            times["trainer"].append(time.perf_counter() - start)
-            start = time.perf_counter()
+            times["trainer"].append(clock() - start)
+            start = clock()
             model.train()
             for batch in rows:
                 optimizer.zero_grad(set_to_none=True)
                 model.calculate_loss(batch).backward()
                 optimizer.step()
-            times["bare"].append(time.perf_counter() - start)
+            times["bare"].append(clock() - start)
         medians = {name: statistics.median(values) for name, values in times.items()}
         say(f"epoch: trainer {medians['trainer']:.1f} s, bare {medians['bare']:.1f} s")
         return medians["trainer"] / medians["bare"]
@@ -417,6 +337,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--dense_rounds", type=int, default=3)
+    parser.add_argument("--large_rounds", type=int, default=3, help="of the grown catalogues")
     parser.add_argument("--epoch_sessions", type=int, default=5000)
     parser.add_argument("--copies", type=int, nargs="*", default=[10, 98], help="of the items")
     arguments = parser.parse_args()
@@ -425,8 +346,8 @@ def main() -> None:
     found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
     found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
     for copies, name in zip(arguments.copies, ("100k", "1m"), strict=False):
-        found[f"step_ms_{name}"] = synthetic(sessions, copies, 5)
-        found[f"peak_mb_{name}"] = peak_mb()
+        for key, value in synthetic(sessions, copies, arguments.large_rounds).items():
+            found[f"{key}_{name}"] = value
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

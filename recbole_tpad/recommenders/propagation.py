@@ -27,6 +27,7 @@ Csr = tuple[Tensor, Tensor, Tensor]
 
 _COLUMNS = 32  # two cache lines of float32 a gathered row
 _SMALL_TABLE = 2**20  # bytes that stay in the cache without cutting columns
+_LARGE_BLOCK = 2**26  # bytes of a block that no cache holds
 _PIECE = 2**22  # bytes of a product's result computed at once
 _CACHED = 2**19  # bytes of each table in a chain of element-wise operations
 _LARGE = 2**25  # bytes from which malloc gives freed memory back, so that it is always fresh
@@ -52,8 +53,13 @@ def row_pieces(n: int, width: int, like: Tensor, size: int | None = None) -> lis
 
 
 def column_blocks(n: int, size: int, like: Tensor) -> list[slice]:
-    """Cut the `size` columns of a table of `n` rows into blocks to be worked on one by one."""
-    if like.device.type != "cpu" or n * size * like.element_size() <= _SMALL_TABLE:
+    """Cut the `size` columns of a table of `n` rows into blocks to be worked on one by one.
+
+    There is one block where the whole table fits into the cache anyway, or not even a block does.
+    """
+    row = like.element_size() * n
+    whole = row * size <= _SMALL_TABLE or row * _COLUMNS > _LARGE_BLOCK
+    if like.device.type != "cpu" or whole:
         return [slice(0, size)]
     count = max(1, round(size / _COLUMNS))
     # All but the last as wide as whole cache lines.
@@ -76,11 +82,12 @@ def weighted_sums(rows: Tensor, matrices: Sequence[Csr], *, add_to: Tensor | Non
     m, size = matrices[0][0].numel() - 1, rows.shape[1]
     out = empty_table((m, size), rows) if add_to is None else add_to
     blocks = column_blocks(len(rows), size, rows)
-    copy = empty_table((len(rows) * max(b.stop - b.start for b in blocks),), rows)
+    workspace = None if len(blocks) == 1 else Workspace(len(rows), blocks, rows, tables=1)
     for part in blocks:
-        width = part.stop - part.start
-        block = copy[: len(rows) * width].view(len(rows), width)
-        block.copy_(rows[:, part])
+        if workspace is None:
+            block = rows.contiguous()
+        else:
+            block = workspace.table(0, part.stop - part.start).copy_(rows[:, part])
         for k, matrix in enumerate(matrices):
             _sum_into(out[:, part], block, matrix, add=k > 0 or add_to is not None)
     return out
@@ -160,17 +167,20 @@ class Propagation(nn.Module):
 
 
 class Workspace:
-    """Two contiguous tables of N rows for `Propagation.steps`, used again for every block."""
+    """Contiguous tables of N rows, used again for every block of columns."""
 
-    def __init__(self, n: int, blocks: list[slice], like: Tensor) -> None:
+    def __init__(self, n: int, blocks: list[slice], like: Tensor, tables: int = 2) -> None:
         self._n = n
         widest = max(b.stop - b.start for b in blocks)
-        self._tables = [empty_table((n * widest,), like) for _ in range(2)]
+        self._tables = [empty_table((n * widest,), like) for _ in range(tables)]
+
+    def table(self, k: int, width: int) -> Tensor:
+        """Return the k-th table with `width` columns."""
+        return self._tables[k][: self._n * width].view(self._n, width)
 
     def pair(self, width: int) -> tuple[Tensor, Tensor]:
-        """Return both tables with `width` columns."""
-        first, second = (t[: self._n * width].view(self._n, width) for t in self._tables)
-        return first, second
+        """Return the first two tables with `width` columns."""
+        return self.table(0, width), self.table(1, width)
 
 
 class SparseMatrix(nn.Module):

@@ -126,6 +126,15 @@ def test_propagated_tables_in_pieces(two: bool, tiny_pieces: None) -> None:
     check_tables(two, 0.4)
 
 
+def test_tables_beyond_any_cache_keep_their_columns_together(
+    tiny_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagation, "_LARGE_BLOCK", 0)
+    like = torch.empty(0, dtype=torch.float64)
+    assert propagation.column_blocks(N, D, like) == [slice(0, D)]
+    check_tables(True, 0.4)
+
+
 def test_a_table_without_gradient_gets_none() -> None:
     own = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     modality = torch.randn(N, D, dtype=torch.float64)
