@@ -5,11 +5,15 @@ Reads the Cellphones sessions (RecBole benchmark files with ids) and grows them 
 
 - speedup_vs_dense: a dense step (adjacency rebuilt and densified for each of the eight products,
   L_co by gathering every item's partners and strangers) over ours, same weights, same losses;
-- ratio_to_floor: ours over the least this arithmetic needs with these kernels, measured beside it:
+- ratio_to_floor: ours over the least this arithmetic needs with our kernels, measured beside it:
   one sparse product a layer each way, the logit product and its two gradients, L_co as one sparse
   product and sampled dot products with their gradients, Adam as one fused pass;
-- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it;
+- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it, building
+  the graph included;
 - trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
+
+With one thread (OMP_NUM_THREADS=1) times are the process's, else the wall's. Without a million
+items: --copies 10.
 
     python perf/dimo.py --sessions DIR/cellphones.train.inter
 """
@@ -24,16 +28,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from public_dimo import DenseDIMO
 from recbole.data.interaction import Interaction
-from scipy import sparse
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_tpad.bridge.batches import trimmed as trimmed_batch
 from recbole_tpad.bridge.config import SessionConfig
@@ -43,7 +48,7 @@ from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.presets import read_preset
 from recbole_tpad.recommenders.dimo import DIMO
-from recbole_tpad.recommenders.propagation import SparseMatrix
+from recbole_tpad.recommenders.propagation import Workspace, column_blocks
 
 BATCH, LENGTH = 50, 19
 FIELDS = {
@@ -56,6 +61,14 @@ FIELDS = {
     "device": torch.device("cpu"),
 }
 Sessions = list[list[int]]
+
+
+def clock() -> float:
+    """Seconds of this process; a busy machine disturbs them less than those on the wall.
+
+    With several threads their times would add up: then the wall's.
+    """
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def say(text: str) -> None:
@@ -71,32 +84,48 @@ def read_sessions(path: Path) -> Sessions:
     return [[*map(int, context.split()), int(target)] for _, context, target in rows]
 
 
-def grown(sessions: Sessions, copies: int, rng: np.random.Generator) -> Sessions:
-    """Return `copies` times the sessions over `copies` times the items, equally dense.
+@dataclass(frozen=True)
+class Rows:
+    """Sessions as RecBole holds them: padded contexts (S, LENGTH), targets (S,), lengths (S,)."""
 
-    Every session is repeated with each of its items replaced by one of that item's copies, so
-    lengths and popularity keep their distribution and the catalogue does not fall apart.
-    """
-    found = []
-    for session in sessions:
-        which = rng.integers(copies, size=(copies, len(session)))
-        found += ((np.array(session) - 1) * copies + which + 1).tolist()
-    return found
+    lists: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
 
 
-def data_set(sessions: Sessions, n_items: int) -> Any:
-    """What DIMO reads from RecBole's training data set."""
+def padded(sessions: Sessions) -> Rows:
     lists = np.zeros((len(sessions), LENGTH), dtype=np.int64)
     for row, session in enumerate(sessions):
         lists[row, : len(session) - 1] = session[:-1][:LENGTH]
-    rows = {
-        "session_id": torch.arange(len(sessions)),
-        "item_id_list": torch.from_numpy(lists),
-        "item_id": torch.tensor([s[-1] for s in sessions]),
-        "item_length": torch.tensor([min(len(s) - 1, LENGTH) for s in sessions]),
+    lengths = np.array([min(len(s) - 1, LENGTH) for s in sessions])
+    return Rows(lists, np.array([s[-1] for s in sessions]), lengths)
+
+
+def grown(rows: Rows, copies: int, rng: np.random.Generator) -> Rows:
+    """Return `copies` times the sessions over `copies` times the items, equally dense.
+
+    Every session is repeated with each of its items replaced by one of that item's copies, so
+    lengths and popularity keep their distribution and the catalogue does not fall apart. It does
+    not fall into communities either: for the cache this is a hard graph.
+    """
+    lists, targets = [], []
+    for _ in range(copies):
+        for items, found in ((rows.lists, lists), (rows.targets, targets)):
+            which = rng.integers(copies, size=items.shape)
+            found.append(np.where(items > 0, (items - 1) * copies + which + 1, 0))
+    return Rows(np.concatenate(lists), np.concatenate(targets), np.tile(rows.lengths, copies))
+
+
+def data_set(rows: Rows, n_items: int) -> Any:
+    """What DIMO reads from RecBole's training data set."""
+    feat = {
+        "session_id": torch.arange(len(rows.targets)),
+        "item_id_list": torch.from_numpy(rows.lists),
+        "item_id": torch.from_numpy(rows.targets),
+        "item_length": torch.from_numpy(rows.lengths),
     }
     return SimpleNamespace(
-        inter_feat=rows,
+        inter_feat=feat,
         uid_field="session_id",
         iid_field="item_id",
         item_list_length_field="item_length",
@@ -126,101 +155,7 @@ def trimmed(data: Any, rows: Tensor) -> Interaction:
     return Interaction(found)
 
 
-# -- three ways to do a step ----------------------------------------------------------------------
-
-
-class DenseDIMO:
-    """The public code's arithmetic, with the weights of one of our models (variant official)."""
-
-    def __init__(self, model: DIMO) -> None:
-        self.model = model
-        counts = model.counts.tocoo()
-        degree = np.asarray(model.counts.sum(axis=1)).ravel()
-        self.index = np.stack([counts.row, counts.col])
-        self.values = (counts.data / (degree[counts.row] + 1e-8)).astype(np.float32)
-        n = model.n_items
-        self.partners, self.weights = gathered(model.partners, n)
-        self.strangers, self.real = gathered(model.strangers, n)
-
-    def adjacency(self) -> Tensor:
-        n = self.model.n_items
-        made = torch.sparse_coo_tensor(
-            torch.from_numpy(self.index), torch.from_numpy(self.values), (n, n)
-        )
-        return made.to_dense()
-
-    def propagated(self, table: Tensor) -> Tensor:
-        for _ in range(self.model.n_layers):
-            table = table + self.adjacency() @ table
-        return table
-
-    def loss(self, batch: Interaction) -> Tensor:
-        model = self.model
-        dropout = torch.nn.Dropout(model.table_dropout).train(model.training)
-        assert model.modality_embedding is not None
-        e = self.propagated(dropout(without_first(model.item_embedding.weight)))
-        m = self.propagated(dropout(without_first(model.modality_embedding.weight)))
-        items, lengths, target = batch["item_id_list"], batch["item_length"], batch["item_id"]
-        # The public code pads every session to 19 items and attends from every position.
-        items = functional.pad(items, (0, LENGTH - items.shape[1]))
-        mask = items != 0
-        views = []
-        for table, attention in ((e, model.id_attention), (m, model.modality_attention)):
-            rows = table[items]
-            session = self.attend(attention, rows, mask)[torch.arange(len(items)), lengths - 1]
-            views.append((session, rows.sum(1) / lengths[:, None]))
-        (s_id, p_id), (s_mo, p_mo) = views
-        logits = s_id @ e[1:].t() + s_mo @ m[1:].t()
-        ce = functional.cross_entropy(logits, target - 1)
-        proxy = model.proxy_loss(s_id, s_mo, p_id, p_mo).sum()
-        flag = (model.partner_table[items] == target[:, None, None]).any(2).any(1)
-        shown = target - 1
-        share = torch.log10(
-            torch.sigmoid(
-                functional.cosine_similarity(s_id, e[shown])
-                - functional.cosine_similarity(s_mo, m[shown])
-            )
-        )
-        criterion = torch.where(flag, -share, share).sum()
-        return ce + model.auxiliary_weight * (self.cooccurrence(e) + proxy + criterion)
-
-    def attend(self, attention: Any, rows: Tensor, mask: Tensor) -> Tensor:
-        batch, length, size = rows.shape
-        heads = attention.heads
-        shape = (batch, length, heads, size // heads)
-        q, k, v = (
-            f(rows).view(shape).transpose(1, 2)
-            for f in (attention.query, attention.key, attention.value)
-        )
-        scores = q @ k.transpose(2, 3) / (size // heads) ** 0.5
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-        weights = attention.dropout(scores.softmax(-1))
-        return (weights @ v).transpose(1, 2).reshape(batch, length, size)
-
-    def cooccurrence(self, e: Tensor) -> Tensor:
-        positive = (e[self.partners] * self.weights[..., None]).sum(1)
-        near = functional.cosine_similarity(e, positive)
-        far = functional.cosine_similarity(e[:, None, :], e[self.strangers], dim=2).exp()
-        total = near.exp() + (far * self.real).sum(1)
-        losses = -torch.log10(near.exp() / total)
-        return losses[self.weights.sum(1) > 0].sum()
-
-
-def gathered(matrix: SparseMatrix, n: int) -> tuple[Tensor, Tensor]:
-    """A sparse matrix as tables of columns and values, padded with zeros."""
-    found = sparse.csr_matrix(
-        (matrix.values.numpy(), matrix.col.numpy(), matrix.crow.numpy()), shape=(n, n)
-    )
-    width = int(np.diff(found.indptr).max())
-    columns, values = np.zeros((n, width), dtype=np.int64), np.zeros((n, width), dtype=np.float32)
-    row = np.repeat(np.arange(n), np.diff(found.indptr))
-    place = np.arange(found.nnz) - found.indptr[row]
-    columns[row, place], values[row, place] = found.indices, found.data
-    return torch.from_numpy(columns), torch.from_numpy(values)
-
-
-def without_first(table: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(table[:1]), table[1:]])
+# -- two ways to do a step; the third is in public_dimo.py -----------------------------------------
 
 
 def stepper(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -235,36 +170,40 @@ def stepper(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Callable[[]
 
 
 def floor_step(model: DIMO) -> Callable[[], None]:
-    """The products nobody can leave out, without autograd, and one fused Adam pass."""
+    """The products nobody can leave out, without autograd, and one fused Adam pass.
+
+    The sparse products are the model's own, a few columns at a time: the fastest we know.
+    """
     n, d = model.n_items, model.item_embedding.embedding_dim
-    rows = torch.randn(n, 2 * d)
+    rows, own, into_own = torch.randn(n, 2 * d), torch.randn(n, d), torch.randn(n, d)
     session = torch.randn(BATCH, 2 * d)
     logit_grad = torch.randn(BATCH, n)
     parameter = torch.nn.Parameter(torch.randn(n, 2 * d))
     parameter.grad = torch.randn(n, 2 * d)
     optimizer = torch.optim.Adam([parameter], lr=1e-3, fused=True)
-    entries = torch.randn(model.strangers.col.numel())
+    partners, strangers = model.partners, model.strangers
+    entries = torch.randn(strangers.col.numel())
+    blocks = [
+        slice(start + part.start, start + part.stop)
+        for start in (0, d)
+        for part in column_blocks(n, d, rows)
+    ]
+    workspace = Workspace(n, blocks, rows)
 
     def step() -> None:
         with torch.no_grad():
-            for _ in range(2 * model.n_layers):
-                model.propagation(rows)
+            for _ in range(2):
+                for part in blocks:
+                    block, spare = workspace.pair(part.stop - part.start)
+                    block.copy_(rows[:, part])
+                    model.propagation.steps(block, model.n_layers, spare)
             session @ rows.t()
             logit_grad.t() @ session
             logit_grad @ rows
-            own = rows[:, :d]
-            model.partners(own)
-            model.partners(own)
-            model.strangers.dots(own)
-            weighted = model.strangers
-            functional.embedding_bag(
-                weighted.col,
-                own.contiguous(),
-                weighted.crow,
-                mode="sum",
-                per_sample_weights=entries,
-                include_last_offset=True,
-            )
+            partners.times(own, partners.values)
+            partners.transposed_times(own, partners.values, add_to=into_own)
+            strangers.dots(own)
+            strangers.times(own, entries)
         optimizer.step()
 
     return step
@@ -280,9 +219,9 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
         step()
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            taken[name].append(1e3 * (time.perf_counter() - start))
+            taken[name].append(1e3 * (clock() - start))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -303,7 +242,7 @@ def check_equal(model: DIMO, dense: DenseDIMO, batch: Interaction) -> None:
 
 def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, float]:
     n_items = max(max(s) for s in sessions)
-    data = data_set(sessions, n_items)
+    data = data_set(padded(sessions), n_items)
     model, other = make_model(data), make_model(data)
     dense = DenseDIMO(other)
     batch = batches(data, 1)[0]
@@ -322,19 +261,21 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
     }
 
 
-def synthetic(sessions: Sessions, copies: int, rounds: int) -> float:
-    made = grown(sessions, copies, np.random.default_rng(0))
+def synthetic(sessions: Sessions, copies: int, rounds: int) -> dict[str, float]:
     n_items = copies * max(map(max, sessions))
-    data = data_set(made, n_items)
-    start = time.perf_counter()
+    data = data_set(grown(padded(sessions), copies, np.random.default_rng(0)), n_items)
+    start = clock()
     model = make_model(data)
     say(
-        f"{n_items:,} items: model built in {time.perf_counter() - start:.0f} s, "
+        f"{n_items:,} items: model built in {clock() - start:.0f} s, "
         f"{model.propagation.col.numel():,} nonzeros"
     )
-    found = interleaved({"ours": our_step(model, data, 8)}, rounds)["ours"]
-    say(f"{n_items:,} items: {found:.0f} ms a step, peak {peak_mb():.0f} MB")
-    return found
+    steps = {"ours": our_step(model, data, 8)}
+    found = interleaved(steps, rounds)["ours"]
+    peak = peak_mb()
+    least = interleaved({"floor": floor_step(model)}, 1)["floor"]
+    say(f"{n_items:,} items: {found:.0f} ms a step, floor {least:.0f} ms, peak {peak:.0f} MB")
+    return {"step_ms": found, "peak_mb": peak}
 
 
 def peak_mb() -> float:
@@ -375,17 +316,17 @@ def trainer_over_bare(sessions: Sessions, count: int) -> float:
         times: dict[str, list[float]] = {"trainer": [], "bare": []}
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
         for _ in range(3):
-            start = time.perf_counter()
+            start = clock()
             trainer.progress.batch = 0
             trainer._train_epoch(loaders.train, 0)
-            times["trainer"].append(time.perf_counter() - start)
-            start = time.perf_counter()
+            times["trainer"].append(clock() - start)
+            start = clock()
             model.train()
             for batch in rows:
                 optimizer.zero_grad(set_to_none=True)
                 model.calculate_loss(batch).backward()
                 optimizer.step()
-            times["bare"].append(time.perf_counter() - start)
+            times["bare"].append(clock() - start)
         medians = {name: statistics.median(values) for name, values in times.items()}
         say(f"epoch: trainer {medians['trainer']:.1f} s, bare {medians['bare']:.1f} s")
         return medians["trainer"] / medians["bare"]
@@ -396,6 +337,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--dense_rounds", type=int, default=3)
+    parser.add_argument("--large_rounds", type=int, default=3, help="of the grown catalogues")
     parser.add_argument("--epoch_sessions", type=int, default=5000)
     parser.add_argument("--copies", type=int, nargs="*", default=[10, 98], help="of the items")
     arguments = parser.parse_args()
@@ -404,8 +346,8 @@ def main() -> None:
     found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
     found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
     for copies, name in zip(arguments.copies, ("100k", "1m"), strict=False):
-        found[f"step_ms_{name}"] = synthetic(sessions, copies, 5)
-        found[f"peak_mb_{name}"] = peak_mb()
+        for key, value in synthetic(sessions, copies, arguments.large_rounds).items():
+            found[f"{key}_{name}"] = value
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

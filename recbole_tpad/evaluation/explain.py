@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_tpad.bridge.ranking import rows_per_batch
 from recbole_tpad.bridge.runner import load_run
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
@@ -82,8 +83,9 @@ def explain_sessions(
     rows = _rows(sessions, [str(session_token[s]) for s in test.inter_feat[test.uid_field]])
     titles = _titles(config, [str(t) for t in item_token])
     found: list[ExplainedSession] = []
-    for start in range(0, len(rows), _BATCH):
-        batch = loaders.test.collate_fn(np.array(rows[start : start + _BATCH]))[0]
+    size = rows_per_batch(model.n_items, config["rank_memory_mb"] or 512, _BATCH)
+    for start in range(0, len(rows), size):
+        batch = loaders.test.collate_fn(np.array(rows[start : start + size]))[0]
         batch = batch.to(config["device"])
         found += _explain_batch(model, batch, top, session_token, item_token, titles)
     return found

@@ -75,13 +75,14 @@ class CoOccurrence(UntrainedRecommender):
         )
         scores = torch.from_numpy((context @ self.counts).toarray()).to(self.unused)
         if self.unit is not None and self.kernel_weight:
-            scores = scores + self.kernel_weight * self._kernel(self.unit, item_seq, weights)
+            kernel = self._kernel(self.unit, item_seq, weights)
+            scores = scores.add_(kernel, alpha=self.kernel_weight)
         return scores
 
     def _kernel(self, unit: Tensor, item_seq: Tensor, weights: Tensor) -> Tensor:
         total = unit.new_zeros((item_seq.shape[0], self.n_items))
         # One position at a time: a (B, L, n_items) tensor would not fit.
         for column, weight in zip(item_seq.t(), weights.t(), strict=True):
-            near = torch.exp((unit[column] @ unit.t() - 1.0) / self.temperature)
-            total += near * weight.to(near)[:, None]
+            near = (unit[column] @ unit.t()).sub_(1.0).div_(self.temperature).exp_()
+            total.addcmul_(near, weight.to(near)[:, None])
         return total

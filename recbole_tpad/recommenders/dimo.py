@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
+from recbole_tpad.recommenders.catalogue_loss import catalogue_cross_entropy
 from recbole_tpad.recommenders.dimo_losses import ProxyLoss, criterion_loss
-from recbole_tpad.recommenders.dimo_tables import joined_tables, read_tables
+from recbole_tpad.recommenders.dimo_tables import propagated_tables, read_tables
 from recbole_tpad.recommenders.fused_tables import initial_rows
 from recbole_tpad.recommenders.item_features import (
     EvaluationCache,
@@ -28,10 +29,10 @@ from recbole_tpad.recommenders.item_graph import (
     cooccurrence_counts,
     never_together,
     partner_table,
-    propagation_step,
     top_partners,
 )
-from recbole_tpad.recommenders.propagation import SparseMatrix, propagate
+from recbole_tpad.recommenders.propagation import Propagation, SparseMatrix
+from recbole_tpad.recommenders.session_attention import SessionAttention
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 VARIANTS = ("corrected", "official")
@@ -66,46 +67,6 @@ class Explanation:
     shared_sessions: int
     id_share: float
     modality_share: float
-
-
-class SessionAttention(nn.Module):
-    """Multi-head attention of the last real position over the session's items.
-
-    Query, key and value have biases; no positions, causal mask, residual, norm, feed-forward
-    block or output projection. Only the last position's output is used, so only its query is
-    computed.
-    """
-
-    def __init__(self, size: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        if size % heads:
-            raise InputError(f"embedding_size={size} must be a multiple of n_heads={heads}.")
-        self.heads = heads
-        self.query = nn.Linear(size, size)
-        self.key = nn.Linear(size, size)
-        self.value = nn.Linear(size, size)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, rows: Tensor, mask: Tensor, last: Tensor) -> Tensor:
-        """Return the last position's output.
-
-        Args:
-            rows: item rows of the sessions, (B, L, d).
-            mask: True for real positions, (B, L).
-            last: index of the last real position, (B,).
-
-        Returns:
-            Session vectors, (B, d).
-        """
-        batch, length, size = rows.shape
-        final = rows[torch.arange(batch, device=rows.device), last]
-        split = (batch, length, self.heads, size // self.heads)
-        query = self.query(final).view(batch, self.heads, size // self.heads)
-        key, value = self.key(rows).view(split), self.value(rows).view(split)
-        scores = torch.einsum("bhd,blhd->bhl", query, key) / (size // self.heads) ** 0.5
-        scores = scores.masked_fill(~mask[:, None, :], float("-inf"))
-        weights = self.dropout(scores.softmax(dim=-1))
-        return torch.einsum("bhl,blhd->bhd", weights, value).reshape(batch, size)
 
 
 class DIMO(SequentialRecommender):  # type: ignore[misc]
@@ -182,7 +143,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         unseen = ~trained
         unseen[0] = False
         own = sparse.diags_array(unseen.astype(np.float64), format="csr")
-        self.propagation = SparseMatrix(propagation_step((counts + own).tocsr()))
+        self.propagation = Propagation((counts + own).tocsr())
         self.trained: Tensor
         self.register_buffer("trained", torch.from_numpy(trained), persistent=False)
         # Added to the logits in training: the padding id and unseen items are no negatives.
@@ -245,10 +206,14 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
         dropout = self.table_dropout if self.training else 0.0
-        table = joined_tables(
-            self.item_embedding.weight, self.modality_table(), self.trained, dropout
+        table = propagated_tables(
+            self.item_embedding.weight,
+            self.modality_table(),
+            self.trained,
+            dropout,
+            self.propagation,
+            self.n_layers,
         )
-        table = propagate(table, self.propagation, self.n_layers)
         if not self.training and not torch.is_grad_enabled():
             self._cache.put(parameters, table)
         return table
@@ -273,13 +238,16 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             lengths: number of real positions, (B,).
         """
         mask = item_seq != 0
-        views = rows.chunk(2, dim=-1) if self.two_views else (rows,)
+        # The last row and the mean of all rows, in one product for both views.
+        picked = rows.new_zeros(len(rows), 2, rows.shape[1])
+        picked[:, 0].scatter_(1, (lengths - 1).clamp(min=0).unsqueeze(1), 1.0)
+        torch.div(mask, lengths.clamp(min=1).unsqueeze(1), out=picked[:, 1])
+        final, mean = (picked @ rows).unbind(dim=1)
+        count = 2 if self.two_views else 1
         attentions = [self.id_attention] + ([self.modality_attention] if self.two_views else [])
-        count = lengths.clamp(min=1).unsqueeze(1).to(rows.dtype)
-        sessions = [a(v, mask, lengths - 1) for a, v in zip(attentions, views, strict=True)]
-        # Padded positions are zero rows, so a plain sum leaves them out.
-        proxies = [view.sum(dim=1) / count for view in views]
-        return sessions, proxies
+        views = zip(attentions, rows.chunk(count, dim=2), final.chunk(count, dim=1), strict=True)
+        sessions = [attention(view, mask, last) for attention, view, last in views]
+        return sessions, list(mean.chunk(count, dim=1))
 
     def losses(self, interaction: Any) -> Losses:
         """Return the four parts of the training loss for a batch."""
@@ -295,10 +263,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         )
         context = reads.rows[: item_seq.numel()].view(*item_seq.shape, -1)
         sessions, proxies = self.session_vectors(context, item_seq, lengths)
-        logits = torch.addmm(self.excluded, torch.cat(sessions, dim=1), reads.table.t())
-        recommendation = functional.cross_entropy(logits, target)
+        recommendation = catalogue_cross_entropy(
+            torch.cat(sessions, dim=1), reads.table, self.excluded, target
+        )
         together = self._reduce(reads.cooccurrence[self.partners.nonempty])
-        zero = logits.new_zeros(())
+        zero = recommendation.new_zeros(())
         if not self.two_views:
             return Losses(recommendation, together, zero, zero)
         proxy = self.proxy_loss(sessions[0], sessions[1], proxies[0], proxies[1])

@@ -17,7 +17,7 @@ _EPS = 1e-8
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine of paired rows, shape (rows,)."""
+    """Return the cosine of paired rows, shape (…, rows)."""
     return functional.cosine_similarity(a, b, dim=-1, eps=_EPS)
 
 
@@ -45,10 +45,10 @@ class ProxyLoss(nn.Module):
         m = self.maps
         # The public call hands the four vectors over in another order than the function names.
         second, third = (s_mo, p_id) if self.official else (p_id, s_mo)
-        a = cosine(m["m1"](s_id), m["m2"](second))
-        b = cosine(m["m3"](s_id), m["m4"](third))
-        e = cosine(m["m4"](third), m["m5"](p_mo))
-        f = cosine(m["m7"](third), m["m8"](s_id))
+        m4 = m["m4"](third)
+        left = torch.stack([m["m1"](s_id), m["m3"](s_id), m4, m["m7"](third)])
+        right = torch.stack([m["m2"](second), m4, m["m5"](p_mo), m["m8"](s_id)])
+        a, b, e, f = cosine(left, right)
         return -(log10_share(a, b) + log10_share(e, f))
 
 

@@ -61,8 +61,10 @@ class EmbeddingKernel:
         )
         mass = (members @ self._counts @ self._kernel).toarray()
         total = mass.sum(axis=1, keepdims=True)
-        share = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
-        return torch.from_numpy(np.log1p(self.n_items * share)).to(item_seq.device)
+        # In place: rows × items is what evaluation has a budget for. A row of zeros stays.
+        np.divide(mass, total, out=mass, where=total > 0)
+        mass *= self.n_items
+        return torch.from_numpy(np.log1p(mass, out=mass)).to(item_seq.device)
 
 
 def similarity_kernel(

@@ -139,8 +139,8 @@ def never_together(counts: sparse.csr_matrix, k: int, rng: np.random.Generator) 
         The draws as a 0/1 matrix, shape (N, N).
     """
     n = counts.shape[0]
-    used = np.repeat(np.arange(n), np.diff(counts.indptr)) * n + counts.indices
     degree = np.diff(counts.indptr)
+    used = np.repeat(np.arange(n), degree) * n + counts.indices
     wanted = np.minimum(k, n - 2 - degree)
     wanted[0] = 0
     chosen = np.zeros(0, dtype=np.int64)
@@ -151,7 +151,7 @@ def never_together(counts: sparse.csr_matrix, k: int, rng: np.random.Generator) 
             break
         keys = np.unique(rows * n + rng.integers(1, n, size=len(rows)))
         keys = keys[keys // n != keys % n]
-        chosen = np.union1d(chosen, np.setdiff1d(keys, used, assume_unique=True))
+        chosen = np.union1d(chosen, keys[~_among(keys, used)])
         missing = wanted - np.bincount(chosen // n, minlength=n)
     for row in np.flatnonzero(missing > 0):
         # Dense rows: rejection would take too long, the complement is small.
@@ -161,3 +161,10 @@ def never_together(counts: sparse.csr_matrix, k: int, rng: np.random.Generator) 
         chosen = np.union1d(chosen, row * n + rng.permutation(free)[: missing[row]])
     crow = np.concatenate([[0], np.cumsum(np.bincount(chosen // n, minlength=n))])
     return Pattern(crow.astype(np.int64), chosen % n, np.ones(len(chosen)))
+
+
+def _among(keys: Ids, ascending: Ids) -> npt.NDArray[np.bool_]:
+    """Say which of `keys` are in the other array, without sorting that again."""
+    place = np.searchsorted(ascending, keys)
+    found: npt.NDArray[np.bool_] = np.append(ascending, -1)[place] == keys
+    return found

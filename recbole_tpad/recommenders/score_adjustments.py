@@ -49,7 +49,7 @@ class ScoreAdjustments(nn.Module):
         """
         weight, shift = float(self.kernel_weight), float(self.cold_shift)
         if self.kernel is not None and weight:
-            scores = scores + weight * self.kernel.log_scores(item_seq)
+            scores = torch.add(scores, self.kernel.log_scores(item_seq), alpha=weight)
         if self.mode == "exclude":
             return scores.masked_fill(self.cold, float("-inf"))
         return scores + shift * self.cold.to(scores.dtype) if shift else scores

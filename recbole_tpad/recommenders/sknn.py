@@ -86,7 +86,8 @@ class SKNN(UntrainedRecommender):
             ),
             shape=(len(votes), self.sessions.shape[0]),
         )
-        scores = (matrix @ self.sessions).toarray() * self.item_weight
+        scores = (matrix @ self.sessions).toarray()
+        scores *= self.item_weight  # in place: rows × items is what evaluation has a budget for
         return torch.from_numpy(scores).to(self.unused)
 
     def _votes(self, session: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Floats]:

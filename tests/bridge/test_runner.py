@@ -14,6 +14,7 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from safetensors.torch import load_file
 from tiny_data import planted_sessions
 
+from recbole_tpad.bridge import ranking
 from recbole_tpad.bridge.batches import TRIMMED, by_length, trimmed
 from recbole_tpad.bridge.config import SessionConfig
 from recbole_tpad.bridge.dataset import load_data
@@ -22,6 +23,8 @@ from recbole_tpad.bridge.runner import build_model, load_run, run, run_recbole
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer, TrainingError
 from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.dimo import DIMO
+from recbole_tpad.recommenders.sknn import SKNN
 from recbole_tpad.store import write_store
 
 SMALL = {"embedding_size": 8, "n_heads": 2, "n_layers": 2}
@@ -56,6 +59,30 @@ def test_the_same_seed_gives_the_same_metrics(quick: dict[str, Any], model: str)
     assert first.metrics == second.metrics
     assert first.curve == second.curve
     np.testing.assert_array_equal(first.ranks, second.ranks)
+
+
+@pytest.mark.parametrize("model", ["DIMO", "SKNN"])
+def test_scores_of_a_batch_stay_within_the_budget(
+    quick: dict[str, Any], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {**quick, "model": model, "epochs": 1, **(SMALL if model == "DIMO" else {})}
+    plain = run(keys)
+    # As if a score took ten thousand bytes: 3 rows of 32 items fit into a megabyte.
+    monkeypatch.setattr(ranking, "_BYTES_PER_SCORE", 10_000)
+    sizes = []
+    kind = DIMO if model == "DIMO" else SKNN
+    scored = kind.full_sort_predict
+
+    def counted(self: Any, interaction: Any) -> Any:
+        scores = scored(self, interaction)
+        sizes.append(scores.numel() * 10_000)
+        return scores
+
+    monkeypatch.setattr(kind, "full_sort_predict", counted)
+    small = run({**keys, "rank_memory_mb": 1})
+    assert len(sizes) > 10
+    assert max(sizes) <= 2**20
+    np.testing.assert_array_equal(small.ranks, plain.ranks)
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -10,12 +10,14 @@ import pytest
 import torch
 from tiny_catalogue import write_catalogue
 
+from recbole_tpad.bridge import ranking
 from recbole_tpad.bridge.runner import load_run, run
 from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.evaluation.explain import explain_sessions
 from recbole_tpad.generators.embed import embed
+from recbole_tpad.recommenders.dimo import DIMO
 
 KEYS: dict[str, Any] = {"embedding_size": 16, "n_heads": 2, "n_layers": 1, "epochs": 3}
 
@@ -70,6 +72,29 @@ def test_shares_sum_to_the_models_scores_and_reasons_are_true(
             assert item.shared_sessions == together
             if item.reason == "bought together":
                 assert together > 0
+
+
+def test_scores_of_a_batch_stay_within_the_budget(
+    saved: tuple[DatasetFolder, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, checkpoint = saved
+    plain = explain_sessions(checkpoint, 6, top=2)
+    sizes = []
+    scored = DIMO.full_sort_predict
+
+    def counted(self: Any, interaction: Any) -> Any:
+        scores = scored(self, interaction)
+        sizes.append(scores.numel() * 10_000)
+        return scores
+
+    monkeypatch.setattr(DIMO, "full_sort_predict", counted)
+    monkeypatch.setattr(ranking, "_BYTES_PER_SCORE", 10_000)
+    found = explain_sessions(checkpoint, 6, top=2, config_dict={"rank_memory_mb": 1})
+    assert max(sizes) <= 2**20
+    assert len(sizes) > 1
+    assert [[i.item_id for i in s.items] for s in found] == [
+        [i.item_id for i in s.items] for s in plain
+    ]
 
 
 def test_sessions_can_be_named(saved: tuple[DatasetFolder, str]) -> None:

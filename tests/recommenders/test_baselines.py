@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_data import planted_sessions
+from tiny_data import planted_sessions, write_data_set
 
+from recbole_tpad.bridge.config import SessionConfig
+from recbole_tpad.bridge.dataset import load_data
+from recbole_tpad.bridge.runner import build_model
+from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.item_graph import never_together, top_partners
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
@@ -205,6 +209,28 @@ def test_a_session_of_unknown_items_has_no_neighbours(build: Any) -> None:
     rows["item_id_list"][0, 0] = cold
     rows["item_length"][0] = 1
     assert not model.full_sort_predict(rows)[0].any()
+
+
+@pytest.mark.parametrize("model", ["CoOccurrence", "SKNN", "SPop", "RepeatLast", "Popularity"])
+def test_permuting_held_out_targets_changes_no_score(tmp_path: Path, model: str) -> None:
+    train, valid, test = planted_sessions()
+    targets = [items[-1] for _, items in [*valid, *test]]
+    scores = []
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(len(targets))
+        held_out = [
+            (name, [*items[:-1], targets[k]])
+            for (name, items), k in zip([*valid, *test], order, strict=True)
+        ]
+        path = tmp_path / str(seed)
+        write_data_set(path, "shop", train, held_out[: len(valid)], held_out[len(valid) :])
+        with numpy_names():
+            config = SessionConfig(model, "shop", None, {"data_path": str(path)})
+            loaders = load_data(config)
+            found = build_model(config, loaders.train._dataset)
+        assert not np.array_equal(order, np.arange(len(order)))
+        scores.append(found.full_sort_predict(loaders.train.collate_fn(np.arange(60))))
+    assert torch.equal(*scores)
 
 
 def test_session_popularity_and_repeat_last(build: Any) -> None:

@@ -17,7 +17,7 @@ from recbole_tpad.bridge.runner import build_model
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.dimo import DIMO
-from recbole_tpad.recommenders.propagation import propagate
+from recbole_tpad.recommenders.dimo_tables import propagated_tables
 from recbole_tpad.recommenders.sessions import training_sessions
 
 SMALL = {"embedding_size": 8, "n_heads": 2, "n_layers": 3, "n_partners": 4, "n_strangers": 5}
@@ -125,8 +125,10 @@ def test_sparse_propagation_equals_dense_with_gradient(build: Any) -> None:
     assert unseen  # the data set has such items, so their rule is tested
     dense = adjacency(counts, unseen)
     rows = torch.randn(model.n_items, 6, requires_grad=True)
-    expected = torch.matrix_power(torch.eye(model.n_items) + dense, 3) @ rows
-    found = propagate(rows, model.propagation, 3)
+    everything = torch.ones(model.n_items, dtype=torch.bool)
+    real = (torch.arange(model.n_items) > 0).double()[:, None]  # no padding row
+    expected = torch.matrix_power(torch.eye(model.n_items) + dense, 3) @ (rows * real)
+    found = propagated_tables(rows, None, everything, 0.0, model.propagation, 3)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
     ours = torch.autograd.grad((found * weights).sum(), rows)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from recbole_tpad.bridge.checkpoints import save_checkpoint
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.fused_tables import FUSIONS
 from recbole_tpad.recommenders.whitening import fit_whitened_pca
@@ -294,6 +297,17 @@ def test_dimo_takes_every_adapter(build: Any, adapter: str) -> None:
     gradients = {k: p.grad for k, p in model.adapter.named_parameters()}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     assert not model.modality_table()[0].any()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_checkpoints_of_dimo_do_not_hold_the_frozen_table(
+    build: Any, tmp_path: Path, adapter: str
+) -> None:
+    _, model, _ = build("DIMO", item_embeddings="content", adapter=adapter)
+    save_checkpoint(tmp_path / "x.safetensors", model, {})
+    saved = load_file(tmp_path / "x.safetensors")
+    assert [k for k, t in saved.items() if model.n_items in t.shape] == ["item_embedding.weight"]
+    assert not any(t.shape == model.adapter.features.shape for t in saved.values())
 
 
 def test_dimo_can_start_from_the_content(build: Any) -> None:

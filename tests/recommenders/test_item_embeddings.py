@@ -176,8 +176,9 @@ def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
     rows = np.load(path)
     rows[4] = np.nan
     np.save(path, rows)
-    with pytest.raises(InputError, match="1 rows with NaN or infinite values, first: i04"):
-        build("SASRec", item_embeddings="content")
+    for model in ("SASRec", "DIMO"):
+        with pytest.raises(InputError, match="1 rows with NaN or infinite values, first: i04"):
+            build(model, item_embeddings="content")
 
 
 @pytest.mark.parametrize(
@@ -232,5 +233,6 @@ def test_a_store_of_another_data_set_is_refused(build: Any, shop: Path) -> None:
         split_fingerprint=None,
         inputs={},
     )
-    with pytest.raises(InputError, match="made for data set 'grocery'"):
-        build("GRU4Rec", item_embeddings="foreign")
+    for model in ("GRU4Rec", "DIMO"):
+        with pytest.raises(InputError, match="made for data set 'grocery'"):
+            build(model, item_embeddings="foreign")
