@@ -21,13 +21,15 @@ from recbole_tpad.errors import InputError, nearest
 NO_LANGUAGE = "none"
 _WORD = re.compile(r"\w+")
 # Words of a phrase, with what may stand inside one (t-shirt, men's, 3/4, 2.5).
-_PHRASE_WORD = re.compile(r"\w+(?:[-'’./&+]\w+)*")
+_PHRASE_WORD = re.compile(r"\w+(?:[-'\u2019./&+]\w+)*")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 # English words that carry nothing inside a keyword phrase (assumption: our own list).
 _FILLERS = frozenset(
-    "a an the this that these those its his her their of with and or in on at to for from by as "
-    "is are was were be been has have had very some any it which".split()
+    _WORD.findall(
+        """a an the this that these those its his her their of with and or in on at to for from by
+        as is are was were be been has have had very some any it which"""
+    )
 )
 # What annotators say of any picture instead of the item (assumption: our own list).
 _STOP_PHRASES = frozenset(
