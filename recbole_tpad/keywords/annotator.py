@@ -61,6 +61,8 @@ class Usage:
         reused: items answered from the cache.
         prompt_tokens, completion_tokens: as the endpoint counts them.
         cost: at the given prices; None without prices.
+        in_all: prompt_tokens, completion_tokens and cost of everything in the cache, earlier runs
+            and unusable answers included.
     """
 
     asked: int = 0
@@ -68,6 +70,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    in_all: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

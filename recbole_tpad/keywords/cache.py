@@ -35,6 +35,7 @@ class AnswerCache:
         folder: made where absent.
 
     Attributes:
+        largest_prompt: most prompt tokens of any record.
         cut: lines that a killed process left unfinished; they are passed over.
 
     Raises:
@@ -44,6 +45,7 @@ class AnswerCache:
     def __init__(self, folder: Path) -> None:
         self.path = folder / RECORDS
         self.cut = 0
+        self.largest_prompt = 0
         self._records: dict[str, dict[str, Any]] = {}
         self._spent: dict[str, float] = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
         self._claimed: set[str] = set()
@@ -156,6 +158,7 @@ class AnswerCache:
     def _take(self, record: dict[str, Any]) -> None:
         for name in self._spent:
             self._spent[name] += record.get(name) or 0
+        self.largest_prompt = max(self.largest_prompt, record.get("prompt_tokens") or 0)
         keywords, key = record.get("keywords"), record.get("key")
         if isinstance(key, str) and isinstance(keywords, list):
             self._records.setdefault(key, record)

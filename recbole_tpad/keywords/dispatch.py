@@ -22,6 +22,7 @@ from recbole_tpad.keywords.pricing import Purse, prompt_tokens
 from recbole_tpad.keywords.prompt import KeywordPrompt, Unusable
 from recbole_tpad.keywords.questions import Question, QuestionMaker, Round
 
+BUDGET_REACHED = "The budget is reached."
 _CHUNK = 16  # items prepared at a time
 _READERS = 2  # threads
 _REFUSALS = 10  # in a row, before any answer: the endpoint does not do what is asked
@@ -168,7 +169,7 @@ class Dispatcher:
 
     async def _feed_all(self, items: Sequence[Item], bar: tqdm[None]) -> None:
         await self._feed(items, bar)
-        while self._round.deferred and not self._stopped:
+        while self._round.deferred:
             await asyncio.sleep(_LOOK_AGAIN)
             again = self._round.deferred
             self._round.deferred = []
@@ -192,15 +193,16 @@ class Dispatcher:
             coming = [loop.run_in_executor(pool, prepare, chunk) for chunk in chunks[:_READERS]]
             for at in range(len(chunks)):
                 made = await coming[at]
-                if at + _READERS < len(chunks) and not self._stopped:
+                if at + _READERS < len(chunks):
                     coming.append(loop.run_in_executor(pool, prepare, chunks[at + _READERS]))
                 for each in made:
                     await self._admit(each)
                 bar.update(len(self._round.outcome.answers) - bar.n)
-                if self._stopped:
-                    return
 
     async def _admit(self, made: Question | Answer) -> None:
+        if self._stopped:  # what was answered before still counts
+            self._round.look_up(made, self._stopped)
+            return
         question = self._round.admit(made)
         if question is None:
             return
@@ -229,12 +231,13 @@ class Dispatcher:
 
     async def _reserve(self, question: Question) -> float | None:
         """Set aside a request's cost; wait while those in flight may still leave enough."""
+        cache = self._round.cache
         while not self._stopped:
-            reserved = self._purse.reserve(question, self._round.cache.spent["cost"])
+            reserved = self._purse.reserve(question, cache.spent["cost"], cache.largest_prompt)
             if reserved is not None:
                 return reserved
             if self._in_flight == 0:
-                self._stop("The budget is reached.")
+                self._stop(BUDGET_REACHED)
                 break
             self._changed.clear()
             await self._changed.wait()

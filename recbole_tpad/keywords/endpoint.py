@@ -191,7 +191,8 @@ class Connection:
         status, told = int(error.status_code), self._told(error)
         wait = _retry_after(error.response.headers)
         if status == 429:
-            if any(word in told.lower() for word in _QUOTA):
+            said = f"{error.code} {told}".lower()
+            if any(word in said for word in _QUOTA):
                 return Fatal(f"The account has nothing left: {told}")
             return Busy(told, wait)
         if status >= 500 or status in _PASSING_STATUS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +24,7 @@ from recbole_tpad.keywords.prompt import KeywordPrompt, Unusable
 from recbole_tpad.keywords.questions import ImageLimits, Question, QuestionMaker, Round
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOOK_AGAIN = 0.3  # seconds
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -89,8 +91,8 @@ def load_model(settings: LocalSettings) -> LoadedModel:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"'{settings.model}' cannot be loaded as an image-text-to-text model: {first[0]} Give a "
-            "local folder or a hub id, and check --device."
+            f"'{settings.model}' cannot be loaded as an image-text-to-text model: {first[0]} Give "
+            "a local folder or a hub id, and check --device."
         ) from error
     if getattr(processor, "tokenizer", None) is None:
         raise InputError(
@@ -193,6 +195,8 @@ class LocalAnnotator:
                     self._answer(batch, round_)
                 # Questions that another process held: by now it has answered, or ended.
                 todo, round_.deferred = round_.deferred, []
+                if todo:
+                    time.sleep(_LOOK_AGAIN)
                 self._cache.refresh()
         return round_.outcome
 

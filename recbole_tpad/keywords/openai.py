@@ -106,6 +106,8 @@ class OpenAIAnnotator:
         """
         round_ = Round(self._cache, self._model)
         asyncio.run(self._run(items, round_))
+        self._cache.refresh()
+        round_.usage.in_all = self._cache.spent
         return round_.outcome
 
     async def _run(self, items: Sequence[Item], round_: Round) -> None:

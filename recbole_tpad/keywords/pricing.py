@@ -100,6 +100,9 @@ def estimate(
 class Purse:
     """Lets requests through while the budget covers the most that those under way can cost.
 
+    A request is taken to cost as much as the largest one so far; until there is an answer, one
+    request at a time is let through.
+
     Args:
         prices: None: nothing is counted and everything is let through.
         budget: of all that is recorded in the cache; None: no limit.
@@ -116,19 +119,21 @@ class Purse:
         self._prices = prices
         self._budget = budget
         self._longest_answer = longest_answer
-        self._largest_prompt = 0
         self.reserved = 0.0
 
-    def reserve(self, question: Question, spent: float) -> float | None:
+    def reserve(self, question: Question, spent: float, largest: int) -> float | None:
         """Set aside the most one request can cost; None where the budget does not cover it.
 
         Args:
             question: what is to be asked.
             spent: cost of everything recorded so far.
+            largest: most prompt tokens of any recorded request; 0 before the first.
         """
         if self._prices is None:
             return 0.0
-        prompt = max(prompt_tokens(question), self._largest_prompt)
+        if self._budget is not None and not largest and self.reserved:
+            return None
+        prompt = max(prompt_tokens(question), largest)
         most = self._prices.of(prompt, self._longest_answer)
         if self._budget is not None and spent + self.reserved + most > self._budget:
             return None
@@ -138,7 +143,6 @@ class Purse:
     def settle(self, reserved: float, used_prompt: int, used_completion: int) -> float | None:
         """Give a reservation back; return what the request did cost, None without prices."""
         self.reserved -= reserved
-        self._largest_prompt = max(self._largest_prompt, used_prompt)
         if self._prices is None:
             return None
         return self._prices.of(used_prompt, used_completion)

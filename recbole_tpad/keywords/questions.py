@@ -190,6 +190,13 @@ class Round:
         self._waiting[made.key] = [made.item.item_id]
         return made
 
+    def look_up(self, made: Question | Answer, why_not: str) -> None:
+        """Take an answer of an earlier run; without one the item is not asked."""
+        if isinstance(made, Answer):
+            self.outcome.answers.append(made)
+        elif not self._from_cache(made):
+            self.outcome.answers.append(Answer(made.item.item_id, "not asked", reason=why_not))
+
     def _from_cache(self, made: Question) -> bool:
         record = self.cache.get(made.key)
         if record is None:
