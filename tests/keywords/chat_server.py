@@ -23,7 +23,7 @@ from tiny_data import planted_sessions, write_data_set
 from recbole_tpad.data import DatasetFolder
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
-SHAPES = ("round", "square", "tall", "flat", "curved", "slim", "wide", "pointed")
+SHAPES = ("round", "square", "tall", "flat", "oval", "slim", "wide", "small")
 TITLE = re.compile(r"^Product title: (.*)$", re.MULTILINE)
 
 
