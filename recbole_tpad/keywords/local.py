@@ -88,7 +88,12 @@ def load_model(settings: LocalSettings) -> LoadedModel:
             use_safetensors=True,
         )
         model = model.to(device).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except ImportError as error:
+        # Video-capable processors (Qwen2-VL and later) ask for torchvision.
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"'{settings.model}' needs another package: {first}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        # AssertionError: a CUDA device, and torch without CUDA.
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"'{settings.model}' cannot be loaded as an image-text-to-text model: {first[0]} Give "
