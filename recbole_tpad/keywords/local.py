@@ -90,8 +90,8 @@ def load_model(settings: LocalSettings) -> LoadedModel:
         model = model.to(device).eval()
     except ImportError as error:
         # Video-capable processors (Qwen2-VL and later) ask for torchvision.
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"'{settings.model}' needs another package: {first}") from error
+        needed = " ".join(str(error).split())
+        raise InputError(f"'{settings.model}' needs another package: {needed}") from error
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         # AssertionError: a CUDA device, and torch without CUDA.
         first = str(error).strip().splitlines() or [type(error).__name__]
