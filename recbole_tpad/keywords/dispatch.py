@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -189,15 +190,20 @@ class Dispatcher:
             return [self._maker.make(item, known=self._round.cache) for item in chunk]
 
         chunks = [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
+        # Taken out as they are used: a chunk holds its images.
+        coming: deque[asyncio.Future[list[Question | Answer]]] = deque()
         with ThreadPoolExecutor(_READERS) as pool:
-            coming = [loop.run_in_executor(pool, prepare, chunk) for chunk in chunks[:_READERS]]
-            for at in range(len(chunks)):
-                made = await coming[at]
-                if at + _READERS < len(chunks):
-                    coming.append(loop.run_in_executor(pool, prepare, chunks[at + _READERS]))
-                for each in made:
-                    await self._admit(each)
-                bar.update(len(self._round.outcome.answers) - bar.n)
+            for chunk in chunks:
+                coming.append(loop.run_in_executor(pool, prepare, chunk))
+                if len(coming) >= _READERS:
+                    await self._admit_all(await coming.popleft(), bar)
+            while coming:
+                await self._admit_all(await coming.popleft(), bar)
+
+    async def _admit_all(self, made: list[Question | Answer], bar: tqdm[None]) -> None:
+        for each in made:
+            await self._admit(each)
+        bar.update(len(self._round.outcome.answers) - bar.n)
 
     async def _admit(self, made: Question | Answer) -> None:
         if self._stopped:  # what was answered before still counts

@@ -70,6 +70,7 @@ class EndpointSettings:
 def _check_url(base_url: str) -> None:
     try:
         parts = urlsplit(base_url)
+        _ = parts.port  # looks at it
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -96,7 +96,7 @@ def test_lemmas_are_lower_case() -> None:
         (["rojo", "redonda", "taza"], "en", False),
         (["红色", "圆形", "陶瓷"], "en", False),
         (["красный"], "en", False),
-        (["красный", "круглый", "чашка"], "ru", True),
+        (["blau", "gestreift", "Baumwolle"], "de", True),
         (["Becher", "rot"], "en", True),  # two words tell too little
         (["red", "round", "mug"], "none", True),
         (["红色"], "none", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -24,7 +25,7 @@ from recbole_tpad.keywords.endpoint import EndpointSettings
 from recbole_tpad.keywords.openai import OpenAIAnnotator
 from recbole_tpad.keywords.pricing import Prices
 from recbole_tpad.keywords.prompt import KeywordPrompt
-from recbole_tpad.keywords.questions import ImageLimits
+from recbole_tpad.keywords.questions import ImageLimits, Question
 
 KEY = "sk-do-not-show-5e1f"
 QUICK = Patience(concurrency=4, retries=2, repairs=2, backoff=0.01, max_wait=5)
@@ -87,6 +88,28 @@ def test_every_item_gets_the_keywords_of_its_own_picture(
     assert set(server.asked.values()) == {1}
     assert server.answered != [f"thing {k}" for k in range(12)]
     assert {line["annotator"] for line in read_lines(shop.path / "keywords.jsonl")} == {"openai"}
+
+
+def test_images_are_read_only_a_little_ahead(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = write_shop(tmp_path, n_items=64)
+    live: list[int] = []
+    real = AnswerCache.add
+
+    def add(cache: AnswerCache, record: dict[str, Any]) -> None:
+        real(cache, record)
+        if len(cache) % 16 == 0:
+            live.append(sum(type(each) is Question for each in gc.get_objects()))
+
+    monkeypatch.setattr(AnswerCache, "add", add)
+    items = reread(shop).items * 6  # equal questions are followers, and hold nothing either
+    settings = EndpointSettings("seer-large", base_url=server.url)
+    with AnswerCache(shop.path / "keywords") as cache:
+        patience = Patience(concurrency=1)
+        OpenAIAnnotator(shop.path, cache, settings, patience=patience).annotate(items)
+    assert len(live) == 4
+    assert 1 <= max(live) <= 50  # chunks of 16 in two threads, and one being admitted
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -246,6 +269,7 @@ def test_an_endpoint_without_the_newer_parameters(shop: DatasetFolder, server: C
         ("status 403", {}, r"does not accept the key in OPENAI_API_KEY"),
         ("good", {"base_url": "http://127.0.0.1:1/v1"}, r"in a row failed.*no connection.*up\?"),
         ("good", {"base_url": "ftp://x/v1"}, r"must look like https://host/v1"),
+        ("good", {"base_url": "http://x:port/v1"}, r"must look like https://host/v1"),
         ("good", {"base_url": "http://me:pass@x/v1"}, r"must not hold a user name, a password"),
         ("good", {"key_env": "NO_SUCH_KEY"}, r"set the environment variable NO_SUCH_KEY"),
         ("good", {"model": ""}, r"needs a model"),
