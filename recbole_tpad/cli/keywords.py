@@ -125,11 +125,13 @@ def _keywords(args: argparse.Namespace, _: Overrides) -> None:
     from recbole_tpad.data import DatasetFolder
 
     folder = DatasetFolder.open(args.data_path, args.dataset)
-    if args.compare:
-        _compare(args, folder)
-        return
-    if args.report:
-        _report(args, folder)
+    if args.compare or args.report:
+        if args.annotator or args.file:
+            raise InputError("--compare and --report look at what is there: give no annotator.")
+        if args.compare:
+            _compare(args, folder)
+        if args.report:
+            _report(args, folder)
         return
     if args.annotator is None:
         args.annotator = "file"
@@ -242,8 +244,10 @@ def _file(args: argparse.Namespace) -> Annotator:
 
 
 def _report(args: argparse.Namespace, folder: DatasetFolder) -> None:
+    from recbole_tpad.data.normalisation import check_language
     from recbole_tpad.keywords.vocabulary import vocabulary
 
+    check_language(args.language)
     keywords = {item.item_id: item.keywords for item in folder.items}
     print(vocabulary(keywords, folder.items, args.language))
 

@@ -33,8 +33,6 @@ STATUSES: dict[Status, str] = {
     "failed": "no answer after the retries",
     "not asked": "the run ended before",
 }
-# Statuses that a further run may change although nothing else changed.
-RETRIED: frozenset[Status] = frozenset({"refused", "malformed", "failed", "not asked"})
 
 
 @dataclass(frozen=True, slots=True)

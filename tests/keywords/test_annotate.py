@@ -225,6 +225,8 @@ def test_the_command(
         (["--annotator", "metadata", "--limit", "0"], "--limit must be at least 1"),
         (["--annotator", "metadata", "--language", "xx"], "Unknown language 'xx'"),
         (["--compare", "fil", "metadata"], "'fil' is neither a kept result"),
+        (["--report", "--annotator", "metadata"], "give no annotator"),
+        (["--report", "--language", "xx"], "Unknown language 'xx'"),
         (["--report", "--file=x", "--annotatr", "x"], "Unknown"),
     ],
 )
