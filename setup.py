@@ -59,7 +59,7 @@ class BuildWithPresets(build_py):
 
 
 OPENAI = ["openai>=3,<4"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", *OPENAI]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "hyperopt>=0.2.7", *OPENAI]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 
 setup(

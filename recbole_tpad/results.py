@@ -81,7 +81,8 @@ class Row:
     """One run: a model with item embeddings (or None) and a seed. Metrics are in [0, 1].
 
     `mask_history` says whether a session's own items were left out of the ranking; None in files
-    that do not say it by row.
+    that do not say it by row. `latency_ms` is the median time of one request, where measured;
+    `by_frequency` the metrics by training interactions of the target.
     """
 
     model: str
@@ -99,6 +100,8 @@ class Row:
     curve: Sequence[Mapping[str, Any]]
     error: str | None
     mask_history: bool | None = None
+    latency_ms: float | None = None
+    by_frequency: Sequence[Mapping[str, float | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ class Group:
     def seconds(self) -> Spread | None:
         """Wall-clock seconds a run took."""
         return spread(row.seconds for row in self.rows if row.seconds is not None)
+
+    def latency_ms(self) -> Spread | None:
+        """Median milliseconds of a request."""
+        return spread(row.latency_ms for row in self.rows if row.latency_ms is not None)
 
     def peak_mb(self) -> Spread | None:
         """Peak resident memory of a run in MB."""
@@ -339,7 +346,20 @@ def _row(reader: _Reader, value: Any, key: str) -> Row:
         curve=[reader.mapping(point, f"{prefix}curve[{i}]") for i, point in enumerate(curve)],
         error=None if error is None else reader.text(error, prefix + "error"),
         mask_history=reader.optional_flag(row.get("mask_history"), prefix + "mask_history"),
+        latency_ms=reader.optional_number(row.get("latency_ms"), prefix + "latency_ms"),
+        by_frequency=[
+            {
+                k: reader.optional_number(v, f"{prefix}by_frequency[{i}].{k}")
+                for k, v in part.items()
+            }
+            for i, part in enumerate(_bins(reader, row, prefix))
+        ],
     )
+
+
+def _bins(reader: _Reader, row: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
+    listed = reader.sequence(row.get("by_frequency") or [], f"{prefix}by_frequency")
+    return [reader.mapping(part, f"{prefix}by_frequency[{i}]") for i, part in enumerate(listed)]
 
 
 def _comparison(reader: _Reader, value: Any, key: str) -> Comparison:

@@ -14,6 +14,7 @@ import yaml
 from recbole.config import Config
 
 from recbole_tpad.bridge.models import OUR_MODELS, model_class, recbole_folder
+from recbole_tpad.bridge.pretraining import check_stage
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import properties_dir, read_preset, read_yaml
 
@@ -133,8 +134,16 @@ class SessionConfig(Config):  # type: ignore[misc]
         external: dict[str, Any] = self.external_config_dict
         folder = Path(str(external.get("data_path", internal["data_path"]))) / dataset
         internal.update(folder_settings(folder))
-        if "selected_features" in theirs and (folder / "split.json").is_file():
-            internal.update(_feature_settings(folder, external))
+        # RecBole's quick start for some models (DIN, GRU4RecKG) samples candidates or splits at
+        # random.
+        sequential = recbole_folder() / "properties" / "quick_start_config" / "sequential.yaml"
+        internal["eval_args"] = {**internal["eval_args"], **read_yaml(sequential)["eval_args"]}
+        if "train_stage" in theirs:
+            check_stage(external)
+        if (folder / "split.json").is_file():
+            for key in ("selected_features", "item_attribute"):
+                if key in theirs:
+                    internal.update(_feature_settings(folder, external, key))
         loss = external.get("loss_type", internal.get("loss_type"))
         if loss == "CE" and "train_neg_sample_args" not in external:
             internal["train_neg_sample_args"] = None
@@ -189,8 +198,13 @@ def folder_settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def _feature_settings(folder: Path, external: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that load item features, for models that read ``selected_features``.
+def _feature_settings(folder: Path, external: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the keys that load item features, for models that read them.
+
+    Args:
+        folder: of the data set.
+        external: what the user configured.
+        key: ``selected_features`` (a list), or ``item_attribute`` (one name).
 
     Raises:
         InputError: the data set folder has no ``.item`` file, or not the columns asked for.
@@ -204,16 +218,17 @@ def _feature_settings(folder: Path, external: Mapping[str, Any]) -> dict[str, An
             f"This model needs item features, and {path} cannot be read: {error.strerror}."
         ) from error
     columns = [column.partition(":")[0] for column in header]
-    asked = external.get("selected_features", ["category"])
+    given = external.get(key, "category")
+    asked = [given] if isinstance(given, str) else list(given)
     for name in asked:
         if name not in columns[1:]:
             raise InputError(
-                f"selected_features: {path} has no column '{name}'."
+                f"{key}: {path} has no column '{name}'."
                 f"{nearest(str(name), columns[1:])} It has: {', '.join(columns[1:])}."
             )
     sessions = ["session_id", "item_id_list", "item_id"]
     return {
-        "selected_features": list(asked),
+        key: asked[0] if key == "item_attribute" else asked,
         "load_col": {"inter": sessions, "item": ["item_id", *asked]},
     }
 

@@ -29,6 +29,10 @@ from recbole_tpad.bridge.fast_loading import (
     sorted_vocabulary,
     split_lists,
 )
+from recbole_tpad.bridge.negative_histories import (
+    add_negative_histories,
+    needs_negative_histories,
+)
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.sessions import training_fingerprint
 
@@ -238,6 +242,8 @@ def read_data(config: Any) -> tuple[SessionDataset, Loaders]:
     _widen(parts, dataset.iid_field + config["LIST_SUFFIX"], config["MAX_ITEM_LIST_LENGTH"])
     if split is not None:
         _check_training_part(parts[0], split, folder)
+    if needs_negative_histories(config.model_class):
+        add_negative_histories(parts, config)
     samplers = create_samplers(config, dataset, parts)
     loaders = [
         get_dataloader(config, name)(

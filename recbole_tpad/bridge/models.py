@@ -19,19 +19,13 @@ OUR_MODELS = {
     "SKNN": "recbole_tpad.recommenders.sknn",
     "SPop": "recbole_tpad.recommenders.spop",
 }
+# Models that cannot take item embeddings because their items live in more than one table.
+SEVERAL_TABLES = frozenset({"FPMC", "HGN", "NPE", "RepeatNet", "TransRec"})
 # RecBole's general models score a user by id; here users are sessions, unseen before their test.
 _GENERAL = {
     "BPR": "DIMO or SASRec",
     "ItemKNN": "CoOccurrence",
     "Pop": "Popularity",
-}
-# RecBole's sequential models that need more than sessions, and what it is.
-_UNSUPPORTED = {
-    "DIEN": "it is a click-through model without full ranking",
-    "DIN": "it is a click-through model without full ranking",
-    "GRU4RecKG": "it needs pretrained knowledge-graph vectors",
-    "KSR": "it needs a knowledge graph",
-    "S3Rec": "it needs a separate pretraining stage",
 }
 
 
@@ -48,16 +42,11 @@ def recbole_folder() -> Path:
 
 
 def builtin_models() -> list[str]:
-    """Return the names of RecBole's sequential models that this runner supports."""
+    """Return the names of RecBole's sequential models."""
     folder = recbole_folder()
     modules = {p.stem for p in (folder / "model" / "sequential_recommender").glob("*.py")}
     names = (p.stem for p in (folder / "properties" / "model").glob("*.yaml"))
-    return sorted(n for n in names if n.lower() in modules and n not in _UNSUPPORTED)
-
-
-def sequential_models() -> list[str]:
-    """Return the names of all of RecBole's sequential models, supported here or not."""
-    return sorted({*builtin_models(), *_UNSUPPORTED})
+    return sorted(n for n in names if n.lower() in modules)
 
 
 def general_models() -> list[str]:
@@ -77,12 +66,10 @@ def model_class(name: str) -> Any:
     """Return the class of a model by name.
 
     Raises:
-        InputError: unknown (the nearest name is suggested), or known but not supported here.
+        InputError: unknown (the nearest name is suggested), or not sequential.
     """
     if name in OUR_MODELS:
         return getattr(importlib.import_module(OUR_MODELS[name]), name)
-    if name in _UNSUPPORTED:
-        raise InputError(f"RecBole's {name} is not supported here: {_UNSUPPORTED[name]}.")
     known = known_models()
     if name in general_models():
         instead = _GENERAL.get(name, "CoOccurrence or Popularity")

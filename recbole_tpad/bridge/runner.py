@@ -19,9 +19,11 @@ from recbole.utils import init_seed
 from recbole_tpad.bridge.adjustments import cold_rates, fit_adjustments
 from recbole_tpad.bridge.config import SessionConfig, parse_value
 from recbole_tpad.bridge.dataset import Loaders, load_data
+from recbole_tpad.bridge.examples import example_sessions
 from recbole_tpad.bridge.models import build_model
 from recbole_tpad.bridge.ranking import Ranking, metrics_at, slices_by_frequency
 from recbole_tpad.bridge.saved_runs import load_run
+from recbole_tpad.bridge.scoring import request_milliseconds
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.recommenders.sessions import training_item_counts
@@ -47,6 +49,8 @@ class RunResult:
         parameters: trainable parameters.
         epochs, best_epoch: epochs trained, and the index of the best one.
         curve: {"epoch", "train_loss", "valid"} an epoch.
+        examples: what `example_sessions` returns, with the key ``example_sessions``.
+        latency_ms: median time of one request, with ``latency_sessions``; else None.
         mask_history: whether a session's own items were left out of the ranking.
         ranks, targets, sessions: test rows: rank of the target, item token, session token.
         target_counts: training interactions of each row's target.
@@ -70,6 +74,8 @@ class RunResult:
     mask_history: bool = False
     error: str | None = None
     adjustments: dict[str, float] = field(default_factory=dict)
+    latency_ms: float | None = None
+    examples: list[dict[str, Any]] = field(default_factory=list)
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     targets: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -220,7 +226,15 @@ def _result(
         slices[name].update(rates)
     store = config["item_embeddings"]
     best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}
+    latency = request_milliseconds(
+        model, config, config["device"], loaders.test, int(config["latency_sessions"] or 0)
+    )
+    shown = example_sessions(
+        model, config, config["device"], loaders.test, int(config["example_sessions"] or 0)
+    )
     return RunResult(
+        latency_ms=latency,
+        examples=shown,
         model=str(config["model"]),
         item_embeddings=None if store is None else Path(str(store)).name,
         seed=int(config["seed"]),

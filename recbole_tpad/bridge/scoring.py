@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +23,9 @@ from recbole_tpad.bridge.ranking import (
     target_ranks,
 )
 from recbole_tpad.errors import InputError
+
+# What a click model's layers hold at a place of a history: a few activations of about 300 wide.
+_BYTES_A_PLACE = 4096
 
 
 @torch.no_grad()
@@ -41,7 +47,7 @@ def rank_part(
 
     Raises:
         EvaluationError: NaN scores, or the same score for all items in every row.
-        InputError: the model has no full ranking, or the loader samples candidates.
+        InputError: the model cannot score, or the loader samples candidates.
     """
     if not isinstance(eval_data, FullSortEvalDataLoader):
         raise InputError(
@@ -66,12 +72,39 @@ def rank_part(
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
         if config["shuffle_history"]:
             interaction = shuffled(config, interaction, order_of)
-        scores = _scores(model, config, interaction, dataset.item_num)
+        scores = scores_of(model, config, interaction, dataset.item_num)
         history = interaction[list_field(config)] if config["mask_history"] else None
         found, same = ranked(scores, interaction[config["ITEM_ID_FIELD"]], history)
         ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
     refuse_constant(constant, str(config["model"]))
     return Ranking(ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy())
+
+
+@torch.no_grad()
+def request_milliseconds(
+    model: Any, config: Any, device: torch.device, eval_data: Any, requests: int
+) -> float | None:
+    """Return the median time to score all items for one session and take the best ten.
+
+    Sessions come one at a time, as requests do; the first one, which warms up, does not count.
+
+    Args:
+        model, config, device, eval_data: see `rank_part`.
+        requests: how many sessions to time; 0 measures nothing and returns None.
+    """
+    rows = min(requests, len(eval_data._dataset.inter_feat))
+    if rows <= 0:
+        return None
+    model.eval()
+    n_items = eval_data._dataset.item_num
+    times = []
+    for row in [0, *range(rows)]:
+        interaction = trimmed(config, eval_data.collate_fn(np.array([row]))[0].to(device))
+        started = time.perf_counter()
+        best = scores_of(model, config, interaction, n_items).topk(min(10, n_items)).indices
+        best.cpu()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times[1:])
 
 
 def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
@@ -81,13 +114,37 @@ def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
         yield order[start : start + size]
 
 
-def _scores(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+def scores_of(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+    """Return a model's scores of all items, (rows, n_items).
+
+    Raises:
+        InputError: the model has neither ``full_sort_predict`` nor ``predict``.
+    """
     try:
         scores = model.full_sort_predict(interaction)
-    except NotImplementedError as error:
-        raise InputError(
-            f"{config['model']} has no full ranking (full_sort_predict); it cannot be compared "
-            "here."
-        ) from error
+    except NotImplementedError:
+        scores = _scores_by_pair(model, config, interaction, n_items)
     found: Tensor = scores.detach().reshape(-1, n_items)
     return found if found.dtype.is_floating_point else found.float()
+
+
+def _scores_by_pair(model: Any, config: Any, interaction: Any, n_items: int) -> Tensor:
+    """Score every item with every session by `predict`, for models that only judge pairs (DIN)."""
+    items = torch.arange(n_items, device=interaction[config["ITEM_ID_FIELD"]].device)
+    width = interaction[list_field(config)].shape[1]
+    budget = (config["rank_memory_mb"] or 512) * 2**20
+    at_once = max(1, budget // (width * _BYTES_A_PLACE))
+    found = []
+    for session in range(len(interaction)):
+        row = interaction[session : session + 1]
+        for part in torch.split(items, at_once):
+            pairs = row.repeat_interleave(len(part))
+            pairs.update(Interaction({config["ITEM_ID_FIELD"]: part}))
+            try:
+                found.append(model.predict(pairs).reshape(-1))
+            except NotImplementedError as error:
+                raise InputError(
+                    f"{config['model']} has neither full_sort_predict nor predict; it cannot be "
+                    "ranked."
+                ) from error
+    return torch.cat(found)

@@ -23,6 +23,7 @@ from recbole_tpad.bridge.checkpoints import (
     restore,
     save_checkpoint,
 )
+from recbole_tpad.bridge.pretraining import PRETRAIN, pretraining_epochs, start_fine_tuning
 from recbole_tpad.bridge.ranking import (
     Ranking,
     metrics_at,
@@ -60,8 +61,10 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         # Not RecBole's own constructor: it opens a TensorBoard writer and a wandb run.
         self.config, self.model = config, model
         self.device = config["device"]
-        self.epochs = int(config["epochs"])
-        self.eval_step = max(1, min(int(config["eval_step"]), max(self.epochs, 1)))
+        fine_tuning = int(config["epochs"])
+        self.pretraining = pretraining_epochs(config, model)
+        self.epochs = self.pretraining + fine_tuning
+        self.eval_step = max(1, min(int(config["eval_step"]), max(fine_tuning, 1)))
         self.stopping_step = int(config["stopping_step"])
         self.valid_metric = str(config["valid_metric"]).lower()
         self.valid_metric_bigger = bool(config["valid_metric_bigger"])
@@ -72,9 +75,7 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         )
         self.learner, self.weight_decay = config["learner"], config["weight_decay"]
         self.learning_rate, self.logger = config["learning_rate"], logger
-        self.optimizer = self._build_optimizer()
-        if config["fused_optimizer"] is not False and self.device.type == "cpu":
-            fuse(self.optimizer)
+        self.optimizer = self._new_optimizer()
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{config['model']}-{Path(config['data_path']).name}-seed{config['seed']}-{stamp}"
         file = Path(config["checkpoint_dir"]) / f"{name}.safetensors"
@@ -148,11 +149,27 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         # of RecBole's models: every operation is then recorded and checked, several times slower.
         with torch.autograd.set_detect_anomaly(bool(self.config["detect_anomaly"])):
             while not self.progress.finished:
+                self._begin_stage()
                 self._one_epoch(train_data, valid_data, verbose, saved, show_progress, callback_fn)
                 self._keep_state(train_data)
         if self._best_state is not None:
             restore(self.model, self._best_state, "The best epoch")
         return self.best_valid_score, self.best_valid_result
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._build_optimizer()
+        if self.config["fused_optimizer"] is not False and self.device.type == "cpu":
+            fuse(optimizer)
+        return optimizer
+
+    def _begin_stage(self) -> None:
+        """Fine-tune after the last pretraining epoch, with a new optimiser as in RecBole."""
+        if getattr(self.model, "train_stage", None) != PRETRAIN:
+            return
+        if self.progress.epoch >= self.pretraining:
+            start_fine_tuning(self.model)
+            if self.progress.epoch == self.pretraining and not self.progress.batch:
+                self.optimizer = self._new_optimizer()
 
     def _one_epoch(
         self,
@@ -167,11 +184,16 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         epoch = progress.epoch
         loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
         entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss}
+        pretrained = epoch < self.pretraining
+        if pretrained:
+            entry["stage"] = PRETRAIN
         progress.curve.append(entry)
         progress.epoch, progress.batch, progress.loss = epoch + 1, 0, 0.0
         last = epoch + 1 >= (self.epochs if getattr(self.model, "is_trained", True) else 1)
         progress.finished = last
-        if valid_data and not (epoch + 1) % self.eval_step:
+        if pretrained:
+            progress.finished = False
+        elif valid_data and not (epoch + 1 - self.pretraining) % self.eval_step:
             ranking = self.rank(valid_data, show_progress)
             result = self._recbole_result(ranking)
             score = self._score(result)

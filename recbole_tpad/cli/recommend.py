@@ -53,6 +53,7 @@ def add_commands(commands: Commands) -> None:
     evaluate.add_argument("--seeds", type=int, help="number of seeds; default: the suite's")
     evaluate.add_argument("--jobs", type=int, default=1, help="runs at a time")
     evaluate.add_argument("--output", type=Path, help="folder for results.json and report.html")
+    evaluate.add_argument("--dry-run", action="store_true", help="print the runs and their time")
     report = commands.add("report", _report, "Write report.html from results.json.")
     report.add_argument("results", type=Path)
     report.add_argument("--output", type=Path)
@@ -89,6 +90,8 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
         f"{result.parameters:,} parameters, loss {result.loss}, a session's own items "
         f"{'left out of' if result.mask_history else 'kept in'} the ranking"
     )
+    if result.latency_ms is not None:
+        print(f"  {result.latency_ms:.2f} ms a request")
     for name, value in result.adjustments.items():
         print(f"  {name} {value:.4g}")
     if result.checkpoint:
@@ -120,18 +123,17 @@ def _explain(args: argparse.Namespace, _: Overrides) -> None:
 
 def _evaluate(args: argparse.Namespace, overrides: Overrides) -> None:
     from recbole_tpad.bridge.config import parse_value
-    from recbole_tpad.evaluation.grid import evaluate
+    from recbole_tpad.evaluation.grid import evaluate, plan
     from recbole_tpad.evaluation.table import plain_table
     from recbole_tpad.report import write_report
 
+    keys = {key: parse_value(value) for key, value in overrides.items()}
+    given = (args.data_path, args.dataset, args.suite)
+    if args.dry_run:
+        print(plan(*given, seeds=args.seeds, jobs=args.jobs, overrides=keys))
+        return
     results = evaluate(
-        args.data_path,
-        args.dataset,
-        args.suite,
-        seeds=args.seeds,
-        jobs=args.jobs,
-        output_dir=args.output,
-        overrides={key: parse_value(value) for key, value in overrides.items()},
+        *given, seeds=args.seeds, jobs=args.jobs, output_dir=args.output, overrides=keys
     )
     report = write_report(results, results.with_name("report.html"))
     print(plain_table(results))

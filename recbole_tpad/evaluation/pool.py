@@ -22,6 +22,11 @@ from typing import Any
 
 from recbole_tpad.files import write_json
 
+_LESS_MEMORY = (
+    "If there was too little memory: lower --jobs, train_batch_size, or rank_memory_mb for the "
+    "ranking."
+)
+
 Runner = Callable[[dict[str, Any]], Any]
 
 
@@ -48,7 +53,8 @@ def run_jobs(
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([runner.__module__])
+        # This module, too: unpickling a job imports it and with it torch, seconds a run.
+        context.set_forkserver_preload([__name__, runner.__module__])
     waiting = list(enumerate(jobs))[::-1]
     running: dict[int, tuple[int, Any]] = {}
     try:
@@ -73,8 +79,8 @@ def _outcome(exitcode: int | None, job: Job) -> str | None:
     if exitcode == 0 and job.output.exists():
         return None
     if exitcode is not None and exitcode < 0:
-        hint = " (often the system's answer to too little memory)" if exitcode == -9 else ""
-        return f"The run's process was ended by signal {-exitcode}{hint}."
+        hint = f" {_LESS_MEMORY}" if exitcode == -9 else ""
+        return f"The run's process was ended by signal {-exitcode}.{hint}"
     return f"The run's process ended with status {exitcode} and without a result."
 
 
@@ -96,6 +102,8 @@ def _run_job(job: Job, runner: Runner, threads: int) -> None:
                 traceback.print_exc()
                 message = str(error).strip() or "no message"
                 name = type(error).__name__
+                if isinstance(error, MemoryError) or "memory" in message.lower():
+                    message += f" {_LESS_MEMORY}"
                 outcome = {
                     "error": message if name == "InputError" else f"{name}: {message}",
                     "seconds": time.perf_counter() - started,

@@ -111,6 +111,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def comparisons(
     ranks: Mapping[Group, Sequence[npt.NDArray[np.int64]]],
     valid: Mapping[Group, float],
+    plain_of: Mapping[Group, Group],
     metrics: Sequence[str] = ("NDCG@10", "HR@10"),
 ) -> list[dict[str, Any]]:
     """Compare every group with the best baseline, and with its own model without embeddings.
@@ -121,6 +122,7 @@ def comparisons(
     Args:
         ranks: (model, item embeddings) → one array of ranks a seed, the same test rows everywhere.
         valid: the group's mean validation score.
+        plain_of: the group without embeddings that a group with them is compared with.
         metrics: what to compare.
 
     Returns:
@@ -133,10 +135,9 @@ def comparisons(
         return []
     best = max(plain, key=lambda group: valid[group])
     pairs = [("best baseline", group, best) for group in ranks if group != best]
-    for group in ranks:
-        own = (group[0], None)
-        if group[1] is not None and own in ranks:
-            pairs.append(("without embeddings", group, own))
+    pairs += [
+        ("without embeddings", group, plain_of[group]) for group in ranks if group in plain_of
+    ]
     found: list[dict[str, Any]] = []
     for metric in metrics:
         values = {group: gains(np.stack(list(rows)), metric) for group, rows in ranks.items()}

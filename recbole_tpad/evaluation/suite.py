@@ -1,4 +1,4 @@
-"""Suites: which models, item embeddings and seeds are compared, read from YAML and expanded."""
+"""Suites: which models, item embeddings, variants and seeds are compared, from YAML to runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from recbole_tpad.bridge.models import SEVERAL_TABLES
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import read_preset, read_yaml
 
@@ -14,6 +15,23 @@ from recbole_tpad.presets import read_preset, read_yaml
 WITHOUT_EMBEDDINGS = frozenset({"Popularity", "RepeatLast", "SKNN", "SPop"})
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
+# What all rows of a table must share: masking a session's own items alone moves NDCG@10 by a fifth.
+PROTOCOL_KEYS = frozenset({"mask_history", "valid_metric", "topk"})
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Further rows: some of the suite's pairs once more, with other keys.
+
+    Attributes:
+        models: of the suite; each row is called "<model>, <variant>".
+        item_embeddings: as in `Suite`.
+        config: RecBole keys on top of the suite's and the model's.
+    """
+
+    models: tuple[str, ...]
+    item_embeddings: tuple[str | None, ...]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +45,9 @@ class Suite:
         seeds: one run per model, embeddings and seed.
         config: RecBole keys for every run.
         model_config: RecBole keys for one model's runs, by model name.
+        variants: by name.
+        generators: by the name of a store the suite makes itself: ``generator`` (a preset or a YAML
+            path) and the settings that differ from it.
     """
 
     name: str
@@ -35,6 +56,18 @@ class Suite:
     seeds: tuple[int, ...] = (1, 2, 3)
     config: Mapping[str, Any] | None = None
     model_config: Mapping[str, Mapping[str, Any]] | None = None
+    variants: Mapping[str, Variant] | None = None
+    generators: Mapping[str, Mapping[str, Any]] | None = None
+
+    def stores(self) -> list[str]:
+        """Return the names of all stores that occur, in order of appearance; "a+b" is two."""
+        lists = [self.item_embeddings, *(v.item_embeddings for v in (self.variants or {}).values())]
+        return list(dict.fromkeys(part for names in lists for n in names for part in parts_of(n)))
+
+
+def parts_of(item_embeddings: str | None) -> list[str]:
+    """Return the stores of a row: none, one, or those joined by +."""
+    return [] if item_embeddings is None else item_embeddings.split("+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +78,18 @@ class RunSpec:
     item_embeddings: str | None
     seed: int
     config: Mapping[str, Any]
+    variant: str | None = None
+
+    @property
+    def row_model(self) -> str:
+        """The model's name in tables, with the variant's."""
+        return self.model if self.variant is None else f"{self.model}, {self.variant}"
 
     @property
     def title(self) -> str:
         """How progress lines and messages name the run."""
         store = f" + {self.item_embeddings}" if self.item_embeddings else ""
-        return f"{self.model}{store}, seed {self.seed}"
+        return f"{self.row_model}{store}, seed {self.seed}"
 
 
 def read_suite(
@@ -85,7 +124,7 @@ def read_suite(
     models = _names(name, "models", content.get("models"))
     stores = _names(name, "item_embeddings", content.get("item_embeddings", ["none"]))
     config = _mapping(name, "config", content.get("config"))
-    _refuse_reserved(f"Suite '{name}': 'config'", config)
+    _refuse_reserved(f"Suite '{name}': 'config'", config, of_all=True)
     model_config: dict[str, Mapping[str, Any]] = {}
     for model, keys in _mapping(name, "model_config", content.get("model_config")).items():
         if model not in models:
@@ -98,10 +137,12 @@ def read_suite(
     return Suite(
         name=name,
         models=tuple(models),
-        item_embeddings=tuple(None if s.lower() == "none" else s for s in stores),
+        item_embeddings=_stores(stores),
         seeds=_seeds(name, content.get("seeds", 3) if seeds is None else seeds),
         config=config,
         model_config=model_config,
+        variants=_variants(name, content.get("variants"), models, stores),
+        generators=_generators(name, content.get("generators")),
     )
 
 
@@ -115,22 +156,79 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
         InputError: an override of what the suite itself varies, or a suite without any run.
     """
     overrides = dict(overrides or {})
-    _refuse_reserved("Overrides of a suite", overrides)
+    _refuse_reserved("Overrides of a suite", overrides, of_all=True)
+    every = Variant(suite.models, suite.item_embeddings, {})
+    rows: list[tuple[str | None, Variant]] = [(None, every), *(suite.variants or {}).items()]
     runs = []
-    for model in suite.models:
-        keys = {**(suite.config or {}), **(suite.model_config or {}).get(model, {}), **overrides}
-        for store in suite.item_embeddings:
-            if store is not None and model in WITHOUT_EMBEDDINGS:
-                continue
-            for seed in suite.seeds:
-                config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
-                runs.append(RunSpec(model, store, seed, config))
+    for name, variant in rows:
+        for model in variant.models:
+            own = (suite.model_config or {}).get(model, {})
+            keys = {**(suite.config or {}), **own, **variant.config, **overrides}
+            for store in variant.item_embeddings:
+                if store is not None and model in WITHOUT_EMBEDDINGS:
+                    continue
+                if store is not None and model in SEVERAL_TABLES:
+                    raise InputError(
+                        f"Suite '{suite.name}': {model} cannot take the item embeddings '{store}': "
+                        "its items live in several tables (docs/models.md). Leave the model out, "
+                        "or run it in a suite whose item_embeddings are [none]."
+                    )
+                for seed in suite.seeds:
+                    config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
+                    runs.append(RunSpec(model, store, seed, config, name))
     if not runs:
         raise InputError(
             f"Suite '{suite.name}' has no possible run: {', '.join(suite.models)} take no item "
             "embeddings. Add 'none' to item_embeddings."
         )
     return runs
+
+
+def _stores(names: list[str]) -> tuple[str | None, ...]:
+    return tuple(None if name.lower() == "none" else name for name in names)
+
+
+def _variants(suite: str, value: Any, models: list[str], stores: list[str]) -> dict[str, Variant]:
+    found: dict[str, Variant] = {}
+    known = [field.name for field in fields(Variant)]
+    for name, content in _mapping(suite, "variants", value).items():
+        where = f"variants.{name}"
+        given = _mapping(suite, where, content)
+        for key in given:
+            if key not in known:
+                raise InputError(
+                    f"Suite '{suite}': unknown key '{key}' in '{where}'.{nearest(str(key), known)} "
+                    f"Known: {', '.join(known)}."
+                )
+        config = _mapping(suite, f"{where}.config", given.get("config"))
+        _refuse_reserved(f"Suite '{suite}': '{where}.config'", config)
+        if not config:
+            raise InputError(
+                f"Suite '{suite}': '{where}' has no 'config', so its rows would repeat others."
+            )
+        chosen = _names(suite, f"{where}.models", given.get("models", models))
+        for model in chosen:
+            if model not in models:
+                raise InputError(
+                    f"Suite '{suite}': '{where}' names '{model}', which is not among its models."
+                    f"{nearest(model, models)}"
+                )
+        own = _names(suite, f"{where}.item_embeddings", given.get("item_embeddings", stores))
+        found[str(name)] = Variant(tuple(chosen), _stores(own), config)
+    return found
+
+
+def _generators(suite: str, value: Any) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, content in _mapping(suite, "generators", value).items():
+        given = _mapping(suite, f"generators.{name}", content)
+        if not isinstance(given.get("generator"), str):
+            raise InputError(
+                f"Suite '{suite}': 'generators.{name}' must name its 'generator', for example "
+                "{generator: tfidf}."
+            )
+        found[str(name)] = given
+    return found
 
 
 def _names(suite: str, key: str, value: Any) -> list[str]:
@@ -172,8 +270,13 @@ def _mapping(suite: str, key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _refuse_reserved(where: str, config: Mapping[str, Any]) -> None:
+def _refuse_reserved(where: str, config: Mapping[str, Any], *, of_all: bool = False) -> None:
     for key in config:
+        if key in PROTOCOL_KEYS and not of_all:
+            raise InputError(
+                f"{where} sets '{key}' for some rows only, and rows of different protocols cannot "
+                "be compared. Set it under the suite's 'config'."
+            )
         if key in RESERVED:
             raise InputError(
                 f"{where} sets '{key}', which the suite itself varies: use the suite's models, "

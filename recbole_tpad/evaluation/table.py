@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
+from typing import Any
 
 from recbole_tpad.results import METRICS, Group, Results, Spread, read_results
 
@@ -55,6 +58,37 @@ def markdown_table(results: Results | str | Path) -> str:
         lines += [_markdown_row(row) for row in rows]
     failures = _failures(results)
     return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
+
+
+def csv_table(results: Results | str | Path) -> str:
+    """Return the table as CSV: unrounded numbers, means and deviations in columns of their own.
+
+    Raises:
+        InputError: a results file that cannot be read.
+    """
+    head = ["model", "item_embeddings", "seeds"]
+    for name in (*METRICS, "HR@10 rare+unseen", "seconds", "latency_ms", "peak_mb"):
+        head += [name, f"{name} sd"]
+    head += ["loss", "mask_history", "parameters"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for group in _load(results).groups():
+        spreads = [
+            *(group.metric(name) for name in METRICS),
+            group.slice_metric(COLD, "HR@10"),
+            group.seconds(),
+            group.latency_ms(),
+            group.peak_mb(),
+        ]
+        cells: list[Any] = [group.model, group.item_embeddings or "none", len(group.rows)]
+        for value in spreads:
+            cells += (
+                ["", ""] if value is None else [value.mean, "" if value.sd is None else value.sd]
+            )
+        first = group.rows[0]
+        writer.writerow([*cells, first.loss, first.mask_history, first.parameters])
+    return text.getvalue()
 
 
 def _markdown_row(cells: list[str]) -> str:

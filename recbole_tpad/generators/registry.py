@@ -32,11 +32,18 @@ def _random(values: Mapping[str, Any], where: str) -> Generator:
     return RandomGenerator(from_mapping(RandomSettings, values, where))
 
 
+def _shuffled(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.shuffled import ShuffledGenerator, ShuffledSettings
+
+    return ShuffledGenerator(from_mapping(ShuffledSettings, values, where))
+
+
 # Imported when asked for: tfidf must not pay for loading transformers.
 GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "tpad": _tpad,
     "tfidf": _tfidf,
     "random": _random,
+    "shuffled": _shuffled,
 }
 
 

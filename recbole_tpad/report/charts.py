@@ -48,8 +48,23 @@ class Point:
     title: str
 
 
-def line_chart(label: str, lines: Sequence[Line], *, x_label: str, from_zero: bool = False) -> Html:
-    """Return curves over a common x axis; an empty figure's note where there is no finite point."""
+def line_chart(
+    label: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    from_zero: bool = False,
+    x_names: Sequence[str] = (),
+) -> Html:
+    """Return curves over a common x axis; an empty figure's note where there is no finite point.
+
+    Args:
+        label: for screen readers.
+        lines: the curves.
+        x_label: under the axis.
+        from_zero: the y axis begins at 0.
+        x_names: what x = 0, 1, 2, … are called, instead of numbers.
+    """
     kept = [
         Line(line.name, thinned(_finite(line.points)), line.colour, line.marked) for line in lines
     ]
@@ -62,10 +77,15 @@ def line_chart(label: str, lines: Sequence[Line], *, x_label: str, from_zero: bo
     if min(xs) < max(xs):
         x = Scale(min(xs), max(xs), left, WIDTH - right)
     y = fitted((p[1] for ln in kept for p in ln.points), height - bottom, top, from_zero=from_zero)
-    parts = [
-        *_y_grid(y, left, WIDTH - right),
-        *_x_ticks(x, height - bottom, grid_top=None, whole=True),
-    ]
+    ticks = (
+        [
+            tag("text", name, x=x(float(place)), y=height - bottom + 14, class_="tick middle")
+            for place, name in enumerate(x_names)
+        ]
+        if x_names
+        else _x_ticks(x, height - bottom, grid_top=None, whole=True)
+    )
+    parts = [*_y_grid(y, left, WIDTH - right), *ticks]
     parts.append(_axis_label(x_label, (left + WIDTH - right) / 2, height - 4))
     for line in kept:
         places = [(x(a), y(b)) for a, b in line.points]

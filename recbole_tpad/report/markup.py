@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-VOID = frozenset({"meta", "br", "hr", "line", "circle", "rect", "path"})
+VOID = frozenset({"meta", "br", "hr", "img", "line", "circle", "rect", "path"})
 
 
 class Html(str):

@@ -86,6 +86,15 @@ font-size:.875rem}
 pre{background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:10px 14px;
 font:.8125rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;
 overflow-wrap:anywhere}
+.example{background:var(--card);border:1px solid var(--rule);border-radius:6px;padding:12px 16px;
+margin:12px 0;font-size:.8125rem}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:4px 28px}
+.items{margin:0 0 10px;padding:0;list-style-position:inside}
+.items li{padding:2px 6px;border-radius:4px}.items li.hit{background:var(--best);font-weight:600}
+.across{list-style:none;display:flex;flex-wrap:wrap;gap:2px 8px}
+.items img{height:28px;width:28px;object-fit:cover;border-radius:3px;margin-right:6px;
+vertical-align:middle}
+.why{display:block;color:var(--soft);font-weight:400;font-size:.75rem;padding-left:1.4em}
 @media (max-width:760px){figure.wide{grid-column:span 1}}
 @media (max-width:480px){main{padding:18px 12px 48px}h1{font-size:1.3rem}.finding{padding:12px 14px}
 .finding .headline{font-size:1.05rem}table{font-size:.8125rem}th,td{padding:6px 7px}
@@ -96,7 +105,7 @@ td.wrap{min-width:9.5em}}
 --c3:#247552;--c4:#8f3f74;--c5:#6f5524;--c6:#47449f;--c7:#9f352e;--c8:#aab2b7}
 body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}.scroll{overflow:visible}
 table{font-size:8pt}th,td{padding:3px 5px}h2,h3,.caption,.legend,.facts{break-after:avoid}
-tr{break-inside:avoid}
+tr,.example li{break-inside:avoid}
 .charts{grid-template-columns:repeat(2,1fr)}*{print-color-adjust:exact}}
 """
 
@@ -131,7 +140,7 @@ def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
             tag(
                 "meta",
                 http_equiv="Content-Security-Policy",
-                content="default-src 'none'; style-src 'unsafe-inline'",
+                content="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
             ),
             tag("title", title),
             tag("style", Html(STYLE)),

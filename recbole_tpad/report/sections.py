@@ -1,21 +1,16 @@
-"""The report's sections about recommenders: results, slices, curves, costs, failures."""
+"""The report's sections about recommenders: results, curves, costs, failures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_tpad.report.charts import Line, Mark, bar_chart, dot_chart, line_chart
+from recbole_tpad.report.charts import Line, Mark, dot_chart, line_chart
 from recbole_tpad.report.finding import COLD, Comparison, main_metric, percent, trained_losses
 from recbole_tpad.report.markup import Html, join, tag
 from recbole_tpad.report.page import Section, caption, facts, figure, legend
-from recbole_tpad.results import METRICS, SLICES, Group, Results, Spread
+from recbole_tpad.results import METRICS, Group, Results, Spread
 
-SLICE_TITLES = {
-    "warm": "Warm targets: 5 or more training interactions",
-    "rare": "Rare targets: 1 to 4 training interactions",
-    "unseen": "Unseen targets: no training interaction",
-}
 NONE = "no item embeddings"
 DASH = "\N{EN DASH}"
 
@@ -76,11 +71,11 @@ def results_section(results: Results, groups: Sequence[Group], colours: Colours)
     """Return the table of test metrics and the charts of the main ones."""
     metric = main_metric(results)
     charts = [
-        figure(name, dot_chart(name, _mark_rows(groups, colours, name), x_label=name))
+        figure(name, dot_chart(name, mark_rows(groups, colours, name), x_label=name))
         for name in dict.fromkeys((metric, "HR@10"))
     ]
     title = "HR@10 on rare and unseen targets"
-    cold = _mark_rows(groups, colours, "HR@10", slices=COLD)
+    cold = mark_rows(groups, colours, "HR@10", slices=COLD)
     if cold:
         charts.append(figure(title, dot_chart(title, cold, x_label="HR@10")))
     body = [
@@ -97,30 +92,6 @@ def results_section(results: Results, groups: Sequence[Group], colours: Colours)
         ),
     ]
     return Section("results", "Results", join(body))
-
-
-def slices_section(groups: Sequence[Group], colours: Colours) -> Section:
-    """Return HR@10 by how often the target occurs in training."""
-    charts = []
-    for name in SLICES:
-        rows = _mark_rows(groups, colours, name, slices=(name,))
-        count = max(
-            (int(r.slices.get(name, {}).get("rows", 0)) for g in groups for r in g.rows), default=0
-        )
-        sessions = "1 test session" if count == 1 else f"{count:,} test sessions"
-        note = sessions + ("; too few to compare" if 0 < count < 30 else "")
-        charts.append(
-            figure(SLICE_TITLES[name], bar_chart(SLICE_TITLES[name], rows, x_label="HR@10"), note)
-        )
-    body = [
-        caption(
-            "Test sessions by how often their target occurs in training. Item embeddings carry "
-            "content, so they should help most where interactions say little."
-        ),
-        legend(colours.entries),
-        tag("div", charts, class_="charts"),
-    ]
-    return Section("slices", "Warm, rare and unseen targets", join(body))
 
 
 def curves_section(results: Results, groups: Sequence[Group], colours: Colours) -> Section | None:
@@ -151,7 +122,7 @@ def cost_section(results: Results, groups: Sequence[Group]) -> Section:
     """Return time, memory and size of the recommenders and time of the generators."""
     head = _head(
         ["Model", "Item embeddings"],
-        ["Seconds a run", "Peak MB", "Parameters", "Epochs", "Best epoch"],
+        ["Seconds a run", "ms a request", "Peak MB", "Parameters", "Epochs", "Best epoch"],
     )
     rows = []
     for group in groups:
@@ -160,6 +131,7 @@ def cost_section(results: Results, groups: Sequence[Group]) -> Section:
         best = [r.best_epoch for r in group.rows if r.best_epoch is not None]
         cells = [
             tag("td", _plain(group.seconds(), 1)),
+            tag("td", _plain(group.latency_ms(), 2)),
             tag("td", _plain(group.peak_mb(), 0)),
             tag("td", DASH if size is None else f"{size:,}"),
             tag("td", _range(epochs)),
@@ -318,10 +290,10 @@ def _head(
     return tag("thead", tag("tr", cells))
 
 
-def _mark_rows(
+def mark_rows(
     groups: Sequence[Group], colours: Colours, metric: str, slices: tuple[str, ...] = ()
 ) -> list[tuple[str, list[Mark]]]:
-    """One chart row a model with a mark for each kind of item embeddings."""
+    """Return one chart row a model with a mark for each kind of item embeddings."""
     rows: dict[str, list[Mark]] = {}
     for group in groups:
         value = group.slice_metric(slices, "HR@10") if slices else group.metric(metric)

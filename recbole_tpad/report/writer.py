@@ -6,6 +6,8 @@ from pathlib import Path
 
 from recbole_tpad.files import atomic_path
 from recbole_tpad.report.comparisons import comparisons_section
+from recbole_tpad.report.data_card import data_section
+from recbole_tpad.report.examples import examples_section
 from recbole_tpad.report.finding import find
 from recbole_tpad.report.generators import generators_section
 from recbole_tpad.report.markup import Html, join, tag
@@ -18,8 +20,8 @@ from recbole_tpad.report.sections import (
     failures_section,
     protocol_line,
     results_section,
-    slices_section,
 )
+from recbole_tpad.report.slices import slices_section
 from recbole_tpad.results import Results, read_results
 
 
@@ -74,9 +76,11 @@ def render(results: Results) -> str:
         results_section(results, groups, colours) if groups else None,
         slices_section(groups, colours) if any(r.slices for g in groups for r in g.rows) else None,
         comparisons_section(results),
+        examples_section(results.content.get("examples")),
         curves_section(results, groups, colours),
         generators_section(results.content["generators"]),
         cost_section(results, groups) if groups else None,
+        data_section(results.content.get("data")),
         failures_section(results),
         environment_section(results),
     ]

@@ -15,7 +15,7 @@ import torch
 from tiny_data import planted_sessions, write_data_set
 
 from recbole_tpad.bridge.batches import TRIMMED
-from recbole_tpad.bridge.models import OUR_MODELS, sequential_models
+from recbole_tpad.bridge.models import OUR_MODELS, builtin_models
 from recbole_tpad.bridge.runner import run
 from recbole_tpad.errors import InputError
 from recbole_tpad.store import write_store
@@ -35,6 +35,7 @@ KEYS: dict[str, Any] = {
 }
 MODEL_KEYS: dict[str, dict[str, Any]] = {
     "GRU4RecCPR": {"reranker_CAN_NUM": 10},
+    "S3Rec": {"pretrain_epochs": 1},
     "SASRecCPR": {"reranker_CAN_NUM": 10},
 }
 
@@ -86,7 +87,7 @@ def row(model: str, data_path: Path) -> str:
 
 def models() -> list[str]:
     """Every model of the table, ours first."""
-    return [*sorted(OUR_MODELS), *sequential_models()]
+    return [*sorted(OUR_MODELS), *builtin_models()]
 
 
 def committed() -> dict[str, str]:

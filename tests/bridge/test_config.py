@@ -43,7 +43,7 @@ def test_sampling_follows_the_loss(shop: Path) -> None:
     [
         ("SASrec", {}, "Unknown sequential model 'SASrec'. Did you mean 'SASRec'"),
         ("Dimo", {}, "Did you mean 'DIMO'"),
-        ("S3Rec", {}, "pretraining stage"),
+        ("S3Rec", {"train_stage": "finetune"}, "one run pretrains"),
         (
             "SASRec",
             {"learning_rat": 0.1},

@@ -94,3 +94,45 @@ def test_sampled_candidates_are_refused_wherever_they_come_from(quick: dict[str,
         trainer = SessionTrainer(config, build_model(config, loaders.train._dataset))
     with pytest.raises(InputError, match="samples candidates"):
         trainer.rank(loaders.train)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_examples_are_the_model_s_best_items(quick: dict[str, Any], mask: bool) -> None:
+    keys = {**quick, "model": "GRU4Rec", "epochs": 1, "mask_history": mask}
+    result = run({**keys, "example_sessions": 4})
+    assert run(keys).examples == []
+    assert len({e["session"] for e in result.examples}) == 4
+    rank_of = dict(zip(result.sessions, result.ranks.tolist(), strict=True))
+    for example in result.examples:
+        assert len(set(example["top"])) == 10
+        assert "[PAD]" not in example["top"]
+        assert example["rank"] == rank_of[example["session"]]
+        if example["target"] in example["top"]:
+            assert example["top"].index(example["target"]) == example["rank"] - 1
+        else:
+            # A masked target of the history is still ranked, but never recommended.
+            assert example["rank"] > 10 or example["target"] in example["context"]
+        if mask:
+            assert not set(example["top"]) & set(example["context"])
+    assert "reasons" not in result.examples[0]
+
+
+def test_dimo_s_examples_have_reasons(quick: dict[str, Any], shop: Path) -> None:
+    ids = [f"i{k:02d}" for k in range(30)] + ["new"]
+    write_store(
+        shop / "shop" / "embeddings" / "content",
+        ids,
+        {"text": np.random.default_rng(0).normal(size=(31, 4))},
+        role="other",
+        generator="random",
+        dataset="shop",
+        split_fingerprint=None,
+        inputs={},
+    )
+    keys = {**quick, "model": "DIMO", "epochs": 1, "embedding_size": 8, "n_heads": 2}
+    result = run({**keys, "item_embeddings": "content", "example_sessions": 3})
+    for example in result.examples:
+        assert len(example["reasons"]) == len(example["top"])
+        assert {r["item"] for r in example["reasons"]} <= set(example["context"])
+        kinds = {r["reason"] for r in example["reasons"]}
+        assert kinds <= {"bought together", "connected", "similar"}

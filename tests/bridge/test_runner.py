@@ -205,3 +205,12 @@ def test_ids_do_not_depend_on_the_held_out_parts(quick: dict[str, Any], shop: Pa
     _, _, loaders = build(quick, "Popularity")
     tokens = loaders.train._dataset.field2id_token["item_id"]
     assert list(tokens) == ["[PAD]", *sorted(tokens[1:])]
+
+
+def test_the_time_of_a_request_is_measured_when_asked_for(quick: dict[str, Any]) -> None:
+    keys = {**quick, "model": "GRU4Rec", "epochs": 1}
+    assert run(keys).latency_ms is None
+    timed = run({**keys, "latency_sessions": 5})
+    assert timed.latency_ms is not None
+    assert 0 < timed.latency_ms < 1000 * timed.seconds
+    assert timed.metrics == run(keys).metrics

@@ -27,6 +27,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     score += 0.05 * (config["item_embeddings"] is not None)
     metrics = {"HR@5": score, "HR@10": 2 * score, "NDCG@5": score / 2, "NDCG@10": score / 2}
     return {
+        "model": config["model"],
         "ranks": [1 + (7 * k + config["seed"]) % 20 for k in range(34)],
         "target_counts": [9] * 30 + [2] * 3 + [0],
         "metrics": metrics,

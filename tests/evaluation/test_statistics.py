@@ -79,7 +79,8 @@ def test_the_best_baseline_is_chosen_on_validation() -> None:
         ("SASRec", "tpad"): [rng.integers(1, 12, 100) for _ in range(2)],
     }
     valid = {("SASRec", None): 0.3, ("GRU4Rec", None): 0.2, ("SASRec", "tpad"): 0.4}
-    found = comparisons(ranks, valid, ["HR@10"])
+    own = {("SASRec", "tpad"): ("SASRec", None)}
+    found = comparisons(ranks, valid, own, ["HR@10"])
     assert [(c["kind"], c["model"], c["item_embeddings"]) for c in found] == [
         ("best baseline", "GRU4Rec", None),
         ("best baseline", "SASRec", "tpad"),
@@ -92,4 +93,4 @@ def test_the_best_baseline_is_chosen_on_validation() -> None:
     assert found[1]["p_holm"] >= found[1]["p"]
     assert found[1]["seeds"] == [2, 2]
     assert found[1]["sessions"] == 100
-    assert comparisons({("SASRec", "tpad"): ranks["SASRec", "tpad"]}, valid) == []
+    assert comparisons({("SASRec", "tpad"): ranks["SASRec", "tpad"]}, valid, {}) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import random
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 LEVEL = {
@@ -56,6 +59,59 @@ def make_row(model: str, store: str | None, seed: int, rng: random.Random) -> di
             for epoch in range(epochs)
         ],
         "error": None,
+        "latency_ms": 3.25 if trained else 0.5,
+        "by_frequency": [
+            {"from": 0, "to": 0, "rows": 24, "HR@10": 0.02 if store else 0.0, "NDCG@10": 0.01},
+            {"from": 1, "to": 4, "rows": 210, "HR@10": level, "NDCG@10": level / 2},
+            {"from": 5, "to": None, "rows": 640, "HR@10": 2 * level, "NDCG@10": level},
+        ],
+    }
+
+
+def make_examples() -> dict[str, Any]:
+    # A real JPEG of one grey pixel.
+    image = io.BytesIO()
+    Image.new("RGB", (1, 1), (90, 90, 90)).save(image, "JPEG")
+    uri = "data:image/jpeg;base64," + base64.b64encode(image.getvalue()).decode()
+    reasons = [
+        {"reason": "bought together", "item": "B0", "times": 3},
+        {"reason": "similar", "item": "B1", "times": 0},
+    ]
+    session = {
+        "session": "s1",
+        "context": ["B0", "B1"],
+        "target": "B2",
+        "shown": [
+            {"rank": 2, "top": ["B3", "B2"], "reasons": reasons},
+            {"rank": 14, "top": ["B0", "B3"]},
+        ],
+    }
+    return {
+        "rows": [
+            {"model": "DIMO", "item_embeddings": "tpad-tiny"},
+            {"model": "DIMO", "item_embeddings": None},
+        ],
+        "sessions": [session],
+        "items": {
+            f"B{k}": {"title": f"Tea no. {k}", "image": uri if k else None} for k in range(4)
+        },
+    }
+
+
+def make_card() -> dict[str, Any]:
+    return {
+        "counts": {
+            "sessions": 5207,
+            "interactions": 16_000,
+            "items": 260,
+            "items_unseen_in_train": 3,
+        },
+        "session_length": {"mean": 3.1, "histogram": {"2": 2900, "3": 1200, "4+": 1107}},
+        "parts": {"test": {"target_repeats_last": 0.146, "target_in_context": None}},
+        "train_test_overlap": {"test_sessions_in_train": 0.073},
+        "popularity": {"test_targets_in_top_10": 0.02},
+        "coverage": {"items": {"title": 1.0, "image": 0.93, "keywords": 0.0}},
+        "warnings": [{"code": "copies", "text": "7.3% of the test sessions occur in training."}],
     }
 
 
@@ -169,6 +225,8 @@ def make_results(seeds: int = 3) -> dict[str, Any]:
             if store is None or model in GAIN
             for seed in range(1, seeds + 1)
         ],
+        "examples": make_examples(),
+        "data": make_card(),
         "generators": {"tpad-tiny": make_generator(rng)},
         "environment": {
             "recbole-tpad": "0.1.0",

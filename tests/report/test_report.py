@@ -18,7 +18,7 @@ from recbole_tpad.report.finding import find
 from recbole_tpad.results import Spread, read_results
 
 Save = Callable[[Any], Path]
-VOID = {"meta", "br", "hr", "line", "circle", "rect", "path"}
+VOID = {"meta", "br", "hr", "img", "line", "circle", "rect", "path"}
 HOSTILE = "<script>alert(1)</script>\"' onload=x <img src=https://evil.example/x>"
 
 
@@ -62,9 +62,13 @@ def report(path: Path) -> tuple[str, Outline]:
 
 def test_all_sections_and_no_way_out(content: Any, save: Save) -> None:
     page, outline = report(save(content))
-    assert outline.ids == ["results", "slices", "curves", "embeddings", "cost", "environment"]
-    # Links lead to the page's own sections; nothing is fetched and nothing runs.
-    assert outline.links == [f"#{anchor}" for anchor in outline.ids]
+    sections = ["results", "slices", "examples", "curves", "embeddings", "cost", "data"]
+    assert outline.ids == [*sections, "environment"]
+    # Links lead to the page's own sections, pictures are in the page; nothing is fetched or runs.
+    assert [link for link in outline.links if not link.startswith("data:image/jpeg;base64,")] == [
+        f"#{anchor}" for anchor in outline.ids
+    ]
+    assert outline.tags.count("img") == 5
     assert "script" not in outline.tags
     assert "link" not in outline.tags
     assert "url(" not in page
@@ -77,6 +81,12 @@ def test_all_sections_and_no_way_out(content: Any, save: Save) -> None:
         "Map of the items (t-SNE), by category",
         "Rare targets",
         "recbole-tpad evaluate --dataset demo-shop --suite demo --seeds 3",
+        "DIMO with tpad-tiny: rank 2",
+        "bought together with “Tea no. 0”, 3 times",
+        "similar to “Tea no. 1” by content",
+        "7.3% of the test sessions occur in training.",
+        "DIMO: HR@10 by training interactions of the target",
+        "ms a request",
     ):
         assert words in page
     assert outline.tags.count("svg") >= 14
@@ -109,6 +119,13 @@ def test_untrusted_texts_are_shown_as_texts(content: Any, save: Save) -> None:
     hostile["dataset"]["name"] = HOSTILE
     hostile["protocol"]["ranking"] = HOSTILE
     hostile["commands"] = [HOSTILE]
+    for item in hostile["examples"]["items"].values():
+        item["title"] = HOSTILE
+    hostile["examples"]["items"]["B1"]["image"] = f"data:image/jpeg;base64,AAAA{HOSTILE}"
+    hostile["examples"]["items"]["B2"]["image"] = "https://evil.example/x.jpg"
+    hostile["examples"]["rows"][0]["model"] = HOSTILE
+    hostile["data"]["warnings"][0]["text"] = HOSTILE
+    hostile["data"]["session_length"]["histogram"] = {HOSTILE: 3}
     hostile["environment"][HOSTILE] = HOSTILE
     entry = hostile["generators"].pop("tpad-tiny")
     entry["generator"] = HOSTILE
@@ -127,6 +144,7 @@ def test_untrusted_texts_are_shown_as_texts(content: Any, save: Save) -> None:
     assert set(outline.tags) <= set(plain.tags)
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)" in page
+    assert "evil.example/x.jpg" not in page
 
 
 def test_failed_runs_are_listed_and_left_out(content: Any, save: Save) -> None:
@@ -142,7 +160,7 @@ def test_a_file_without_a_finished_run(content: Any, save: Save) -> None:
         row.update(error="broken", metrics=None, valid=None, slices=None, curve=None, seconds=None)
     page, outline = report(save(content))
     assert "No run finished" in page
-    assert outline.ids == ["embeddings", "failed", "environment"]
+    assert outline.ids == ["examples", "embeddings", "data", "failed", "environment"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +182,7 @@ def test_without_generators_slices_and_curves(content: Any, save: Save) -> None:
     content["generators"] = {}
     for row in content["rows"]:
         row.update(slices={}, curve=[], parameters=None, peak_mb=None)
+    del content["examples"], content["data"]
     assert report(save(content))[1].ids == ["results", "cost", "environment"]
 
 
