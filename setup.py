@@ -58,7 +58,8 @@ class BuildWithPresets(build_py):
         return [*super().get_source_files(), *(source for source, _ in self._presets())]
 
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "hyperopt>=0.2.7"]
+OPENAI = ["openai>=3,<4"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "hyperopt>=0.2.7", *OPENAI]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 
 setup(
@@ -90,13 +91,15 @@ setup(
         "scipy>=1.11",
         "scikit-learn>=1.4",
         "safetensors>=0.4.3",
+        # Lemmas of keywords; pure Python, its dictionaries are in the wheel.
+        "simplemma>=2,<3",
         "tokenizers>=0.22",
         "pyyaml>=6",
         "tqdm>=4.66",
         # read1() of its responses; RecBole's own dependencies bring it, too.
         "urllib3>=2.2",
     ],
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"openai": OPENAI, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["recbole-tpad=recbole_tpad.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

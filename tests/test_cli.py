@@ -93,6 +93,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "extra"], "Unknown argument 'extra'"),
         (["report", "--outptu=x", "r.json"], "Did you mean '--output'"),
         (["keywords", "--dataset", "shop", "--annotator", "fil"], "--annotator"),
+        (["keywords", "--dataset", "shop", "--compare", "a"], "--compare"),
         (["run", "--dataset", "shop", "--model", "DIMO", "--epochs", "3"], "--key=value"),
         (["run", "--dataset", "s", "--model", "D", "--epochs=1", "--epochs=2"], "given twice"),
         (["run", "--dataset", "s", "--model", "D", "--=2"], "Unknown argument '--=2'"),
@@ -206,7 +207,10 @@ def test_keywords_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "k.csv").write_text("item_id,keywords\ni00,red;round\n")
     shop = ["--dataset", "shop", "--data_path", str(tmp_path)]
     assert main(["keywords", *shop, "--file", str(tmp_path / "k.csv")]) == 0
-    assert capsys.readouterr().out == "1 of 4 items have keywords, 2 different ones\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "keywords from 'file':"
+    assert said[1].split()[:2] == ["ok", "1"]
+    assert "2 different keywords of 2 words for 1 items, 2.0 an item" in said[-3] + said[-4]
 
 
 @pytest.mark.parametrize("call", ["pass", "main(['--help'])", "main(['embd'])"])

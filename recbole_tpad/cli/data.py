@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recbole_tpad.cli import images, tables
+from recbole_tpad.cli import images, keywords, tables
 from recbole_tpad.cli.parser import Commands, Overrides, add_dataset
 from recbole_tpad.cli.tables import summary_text
-from recbole_tpad.errors import InputError
 
 
 def add_commands(commands: Commands) -> None:
@@ -16,10 +15,7 @@ def add_commands(commands: Commands) -> None:
     convert = commands.add("convert", None, "Turn raw files into a data set folder.")
     _add_sources(convert)
     images.add_command(commands)
-    keywords = commands.add("keywords", _keywords, "Attach visual keywords to a data set.")
-    add_dataset(keywords)
-    keywords.add_argument("--annotator", choices=["file"], default="file")
-    keywords.add_argument("--file", type=Path, help="CSV (item_id,keywords) or JSON lines")
+    keywords.add_command(commands)
     describe = commands.add(
         "describe", _describe, "Report what is in a data set, and where results would mislead."
     )
@@ -122,14 +118,6 @@ def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:
         overwrite=args.overwrite,
     )
     print(summary_text(summary.path, summary.counts))
-
-
-def _keywords(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.keywords.file import annotate_from_file
-
-    if args.file is None:
-        raise InputError("The annotator 'file' needs --file PATH (CSV or JSON lines).")
-    print(annotate_from_file(args.data_path, args.dataset, args.file))
 
 
 def _describe(args: argparse.Namespace, _: Overrides) -> None:

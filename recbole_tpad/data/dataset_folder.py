@@ -86,6 +86,8 @@ class DatasetFolder:
                         price=record["price"],
                         image=self.path / image["file"] if image and shown else None,
                         keywords=keywords.get(item_id, ()),
+                        features=tuple(record.get("features", ())),
+                        category_path=tuple(record.get("category_path", ())),
                     )
                 )
             except KeyError as error:

@@ -15,6 +15,8 @@ class Item:
         price: in the source's currency.
         image: a decodable image file.
         keywords: visual keywords from an annotator.
+        features: the source's bullet points.
+        category_path: general to specific; `category` is its last entry.
     """
 
     item_id: str
@@ -25,3 +27,5 @@ class Item:
     price: float | None
     image: Path | None
     keywords: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    category_path: tuple[str, ...] = ()

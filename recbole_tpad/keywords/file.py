@@ -4,73 +4,87 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from recbole_tpad.data import DatasetFolder
+from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
-from recbole_tpad.files import atomic_path
+from recbole_tpad.files import sha256_file
+from recbole_tpad.keywords.annotator import Answer, Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class KeywordReport:
-    """Counts of one annotation run."""
-
-    items: int
-    annotated: int
-    keywords: int
-    unknown: int
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.annotated:,} of {self.items:,} items have keywords, "
-            f"{self.keywords:,} different ones"
-        )
-        if self.unknown:
-            text += f"; {self.unknown:,} lines were for items that the data set does not have"
-        return text
-
-
-def annotate_from_file(data_path: str | Path, dataset: str, source: Path) -> KeywordReport:
-    """Write ``keywords.jsonl`` of a data set from a file.
+class FileAnnotator:
+    """Takes keywords from a file.
 
     Args:
-        data_path: folder of data set folders.
-        dataset: data set name.
-        source: ``.csv`` with columns item_id and keywords (separated by ';'), or JSON lines
-            with item_id and keywords (a list).
+        source: ``.csv`` with columns item_id and keywords (separated by ';'), or JSON lines with
+            item_id and keywords (a list).
+    """
+
+    name = "file"
+    visual = True  # whoever wrote them is taken at their word
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+
+    def describe(self) -> dict[str, object]:
+        """The file's name and content hash."""
+        return {
+            "annotator": self.name,
+            "file": self._source.name,
+            "sha256": sha256_file(self._source),
+        }
+
+    def annotate(self, items: Sequence[Item]) -> Outcome:
+        """Look every item up.
+
+        Raises:
+            InputError: absent or malformed file (with the line), an item named twice, or no item
+                of the data set named at all.
+        """
+        found, unknown = read_keywords(self._source, {item.item_id for item in items})
+        if not found:
+            example = f" Ids look like '{items[0].item_id}' there." if items else ""
+            raise InputError(
+                f"{self._source} names no item of the data set ({unknown} other items). Is it for "
+                f"another data set?{example}"
+            )
+        outcome = Outcome(unknown=unknown)
+        for item in items:
+            keywords = found.get(item.item_id)
+            if keywords:
+                outcome.answers.append(Answer(item.item_id, "ok", tuple(keywords)))
+            elif keywords is None:
+                reason = "the file does not name it"
+                outcome.answers.append(Answer(item.item_id, "not asked", reason=reason))
+            else:
+                outcome.answers.append(Answer(item.item_id, "empty", reason="an empty list"))
+        return outcome
+
+
+def read_keywords(source: Path, known: set[str] | None = None) -> tuple[dict[str, list[str]], int]:
+    """Read a file of keywords.
+
+    Args:
+        source: as for `FileAnnotator`.
+        known: item ids to take; None takes all.
+
+    Returns:
+        Item id → keywords with single spaces, without repeats; and the number of other lines.
 
     Raises:
-        InputError: absent or malformed file (with the line), an item named twice, or no item of
-            the data set named at all.
+        InputError: absent or malformed file (with the line), or an item named twice.
     """
-    folder = DatasetFolder.open(data_path, dataset)
-    known = set(folder.item_ids)
     found: dict[str, list[str]] = {}
     unknown = 0
     for line, item_id, keywords in _read(source):
-        if item_id not in known:
+        if known is not None and item_id not in known:
             unknown += 1
         elif item_id in found:
             raise InputError(f"{source}, line {line}: item '{item_id}' is named a second time.")
         else:
             found[item_id] = list(dict.fromkeys(" ".join(k.split()) for k in keywords if k.strip()))
-    if not found:
-        raise InputError(
-            f"{source} names no item of data set '{dataset}' ({unknown} other items). Is it for "
-            f"another data set? Ids look like '{folder.item_ids[0]}' there."
-        )
-    with atomic_path(folder.path / "keywords.jsonl") as temporary, temporary.open("w") as out:
-        for item_id in sorted(found):
-            record = {"item_id": item_id, "keywords": found[item_id], "annotator": "file"}
-            out.write(json.dumps(record, ensure_ascii=True) + "\n")
-    return KeywordReport(
-        items=len(known),
-        annotated=sum(bool(k) for k in found.values()),
-        keywords=len({k for keywords in found.values() for k in keywords}),
-        unknown=unknown,
-    )
+    return found, unknown
 
 
 def _read(source: Path) -> Iterator[tuple[int, str, list[str]]]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.data.normalisation import words
 from recbole_tpad.stages.inputs import ItemInputs
 
 LENGTH_CAP = 1.5
-
-
-def words(phrases: Sequence[str]) -> list[str]:
-    """Lower-cased words of keyword phrases, in order, without repeats.
-
-    Lemmatisation is left to the annotator's normalisation: gold and generated words come from the
-    same vocabulary here.
-    """
-    found = re.findall(r"\w+", " ".join(phrases).lower())
-    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +27,22 @@ class GenerationRate:
 
 
 def score(
-    generated: Sequence[tuple[Sequence[str], str]], gold: Sequence[tuple[Sequence[str], str]]
+    generated: Sequence[tuple[Sequence[str], str]],
+    gold: Sequence[tuple[Sequence[str], str]],
+    *,
+    language: str = "en",
 ) -> GenerationRate:
     """Compare generated with gold answers, each (keywords, category).
 
-    At most 1.5·|gold| generated words count, because plain recall is won by printing the
-    vocabulary. Items without gold keywords count for the category only, and the reverse.
+    Words are compared as lower-cased lemmas of `language`. At most 1.5·|gold| generated words
+    count, because plain recall is won by printing the vocabulary. Items without gold keywords
+    count for the category only, and the reverse.
     """
     recalls, f1s, exacts, categories, empty = [], [], [], [], 0
     for (said, said_category), (true, true_category) in zip(generated, gold, strict=True):
-        gold_words = set(words(true))
+        gold_words = set(words(true, language))
         if gold_words:
-            said_words = set(words(said)[: int(LENGTH_CAP * len(gold_words))])
+            said_words = set(words(said, language)[: int(LENGTH_CAP * len(gold_words))])
             hits = len(said_words & gold_words)
             recalls.append(hits / len(gold_words))
             f1s.append(2 * hits / (len(said_words) + len(gold_words)))
@@ -78,6 +72,7 @@ def measure(
     seed: int,
     batch: int = 64,
     max_new_tokens: int = 32,
+    language: str = "en",
 ) -> dict[str, float | None]:
     """Generate answers for held-out items and score them beside two controls.
 
@@ -109,7 +104,7 @@ def measure(
         return [(item.keywords, item.category) for item in items]
 
     said = answers(own)
-    result: dict[str, float | None] = asdict(score(said, gold(own)))
-    result["chance"] = score(said, gold(other)).recall
-    result["shuffled_images"] = score(answers(other), gold(own)).recall
+    result: dict[str, float | None] = asdict(score(said, gold(own), language=language))
+    result["chance"] = score(said, gold(other), language=language).recall
+    result["shuffled_images"] = score(answers(other), gold(own), language=language).recall
     return result

@@ -10,7 +10,7 @@ from tiny_catalogue import read_lines, write_catalogue
 
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
-from recbole_tpad.keywords.file import KeywordReport, annotate_from_file
+from recbole_tpad.keywords.annotate import AnnotationReport, annotate_from_file
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> DatasetFolder:
     return made
 
 
-def annotate(folder: DatasetFolder, content: str | bytes, name: str) -> KeywordReport:
+def annotate(folder: DatasetFolder, content: str | bytes, name: str) -> AnnotationReport:
     source = folder.path.parent / name
     source.write_bytes(content.encode() if isinstance(content, str) else content)
     return annotate_from_file(folder.path.parent, folder.name, source)
@@ -63,11 +63,15 @@ JSONL = "\n".join(
 def test_good_files(folder: DatasetFolder, content: str | bytes, name: str) -> None:
     report = annotate(folder, content, name)
     assert keywords(folder) == {"i00": ("blue, pale", "square"), "i01": ("red", "round rim")}
-    assert report == KeywordReport(items=6, annotated=2, keywords=4, unknown=1)
-    assert str(report) == (
-        "2 of 6 items have keywords, 4 different ones; 1 lines were for items that the data set "
-        "does not have"
-    )
+    assert dict(report.statuses) == {"ok": 2, "empty": 1, "not asked": 3}
+    assert (report.annotated, report.vocabulary.keywords, report.unknown) == (2, 4, 1)
+    assert "1 lines were for items that the data set does not have" in str(report)
+    problems = read_lines(folder.path / "keywords" / "file.problems.jsonl")
+    assert problems[1] == {
+        "item_id": "i03",
+        "status": "not asked",
+        "reason": "the file does not name it",
+    }
     lines = read_lines(folder.path / "keywords.jsonl")
     assert [line["item_id"] for line in lines] == ["i00", "i01", "i02"]
     assert {line["annotator"] for line in lines} == {"file"}
@@ -96,12 +100,13 @@ def test_a_second_run_replaces_the_first(folder: DatasetFolder) -> None:
         ("item_id,keywords\ni00,red\n,red\n", "k.csv", r"k\.csv, line 3: item_id or keywords"),
         ("item_id,keywords\ni00,red\ni01\n", "k.csv", r"k\.csv, line 3: item_id or keywords"),
         ("item_id,keywords\ni00,a\ni01,b\ni00,c\n", "k.csv", r"line 4: item 'i00' is named a sec"),
-        ("item_id,keywords\nzz,red\n", "k.csv", r"names no item of data set 'shop' \(1 other"),
+        ("item_id,keywords\nzz,red\n", "k.csv", r"names no item of the data set \(1 other"),
         (b"item_id,keywords\ni00,\xff\xfe\n", "k.csv", r"k\.csv is not UTF-8"),
         (f"item_id,keywords\ni00,{'x' * 200_000}\n", "k.csv", r"k\.csv is not a CSV file"),
-        ("", "k.jsonl", r"names no item of data set 'shop' \(0 other"),
+        ("", "k.jsonl", r"names no item of the data set \(0 other"),
         ("{}\n", "k.jsonl", r"k\.jsonl, line 1: not a JSON object with item_id and keywords"),
         ('{"item_id": "i00"}\n', "k.jsonl", r"line 1: .*'keywords'"),
+        ("item_id,keywords\ni00,;\n", "k.csv", r"No item got keywords\.\n"),
         (f"{JSONL.splitlines()[0]}\n{{broken\n", "k.jsonl", r"k\.jsonl, line 2: not a JSON object"),
         ("[1]\n", "k.jsonl", r"k\.jsonl, line 1: not a JSON object"),
         ("null\n", "k.jsonl", r"k\.jsonl, line 1: not a JSON object"),

@@ -16,7 +16,7 @@ from recbole_tpad.data import DatasetFolder
 from recbole_tpad.demo.line import GENERATOR, NAME
 from recbole_tpad.demo.shop import make_shop
 from recbole_tpad.generators.embed import embed
-from recbole_tpad.keywords.file import annotate_from_file
+from recbole_tpad.keywords.annotate import annotate_from_file
 from recbole_tpad.store import ItemEmbeddings, open_store, write_store
 
 

@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from recbole_tpad.data import Item
-from recbole_tpad.stages.generation_rate import measure, score, words
+from recbole_tpad.stages.generation_rate import measure, score
 
 
-def test_words() -> None:
-    assert words(["Red  rim", "red", "T-shirt"]) == ["red", "rim", "t", "shirt"]
-    assert words(["赤い 急須"]) == ["赤い", "急須"]
-    assert words([]) == words([" , "]) == []
+def test_words_are_compared_as_lemmas() -> None:
+    found = score([(["Striped SHOE"], "")], [(["shoes", "stripe"], "")])
+    assert (found.recall, found.f1, found.exact) == (1, 1, 1)
+    german = [(["blaue Blumen"], "")]
+    assert score(german, [(["blau Blume"], "")], language="de").recall == 1
+    assert score([(["shoes"], "")], [(["shoe"], "")], language="none").recall == 0
+    # Two forms of one word are one gold word, so the cap is one word, too.
+    assert score([(["tall", "shoe"], "")], [(["shoe", "shoes"], "")]).recall == 0
 
 
 def test_by_hand() -> None:

@@ -1,0 +1,216 @@
+"""How close the keyword annotators come to what the endpoint and the machine allow.
+
+Usage: ``python perf/keywords.py [--items 10000] [--delay 0.05] [--concurrency 32] [--data PATH]``.
+An endpoint in a process of its own answers every request after the delay; the annotator `openai`
+asks it about movie posters, repeated with other titles, so that every item is a question of its
+own. `metadata` runs on Amazon's Scientific items, repeated. Progress goes to stderr; the last line
+is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency), ``over_client``
+(seconds a request over those of a bare loop around the official client's
+``chat.completions.create``, a fifth as many requests: what a busy machine leaves to judge),
+``mean_in_flight`` and ``most_in_flight`` (requests at the endpoint, of `concurrency`), ``cpu_ms``
+(of this process, a request), and ``metadata_items_per_second``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from dataset_converters.movielens import convert_movielens
+from dataset_converters.sequences import convert_sequences
+from recbole_tpad.data import DatasetFolder, Item
+from recbole_tpad.keywords.cache import AnswerCache
+from recbole_tpad.keywords.dispatch import Patience
+from recbole_tpad.keywords.endpoint import EndpointSettings
+from recbole_tpad.keywords.metadata import MetadataAnnotator
+from recbole_tpad.keywords.openai import OpenAIAnnotator
+from recbole_tpad.keywords.prompt import KeywordPrompt
+
+PARTS = 5
+ANSWER = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "seer",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": '{"keywords": ["red", "round", "shiny"]}'},
+        }
+    ],
+    "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+}
+
+
+async def serve(delay: float) -> None:
+    """Answer for ever; a line of figures on stdout after each line on stdin."""
+    body = json.dumps(ANSWER).encode()
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+    answer = f"{head}{len(body)}\r\n\r\n".encode() + body
+    inside = most = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal inside, most
+        try:
+            while True:
+                request = await reader.readuntil(b"\r\n\r\n")
+                length = int(request.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(delay)
+                inside -= 1
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, limit=1 << 20, backlog=256)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    loop = asyncio.get_running_loop()
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(most, flush=True)
+
+
+def ask(items: list[Item], folder: Path, delay: float, concurrency: int) -> dict[str, float]:
+    """Ask about every item once; return the figures."""
+    command = [sys.executable, __file__, "--serve", str(delay)]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        os.environ.setdefault("OPENAI_API_KEY", "any")
+        settings = EndpointSettings("seer", base_url=url)
+        with AnswerCache(folder / "keywords") as cache:
+            asking = OpenAIAnnotator(
+                folder, cache, settings, patience=Patience(concurrency=concurrency)
+            )
+            asking.annotate(items[:concurrency])  # imports, dictionaries
+            used = seconds = bare = 0.0
+            count = len(items) - concurrency
+            for part in range(PARTS):  # both in turns, since the machine's load changes
+                mine = items[concurrency + part :: PARTS]
+                before, started = cpu_seconds(), time.perf_counter()
+                outcome = asking.annotate(mine)
+                seconds += time.perf_counter() - started
+                used += cpu_seconds() - before
+                some = mine[: len(mine) // PARTS]
+                bare += asyncio.run(bare_client(some, url, concurrency)) / PARTS
+                assert [answer.status for answer in outcome.answers] == ["ok"] * len(mine)
+        server.stdin.write("\n")
+        server.stdin.flush()
+        most = json.loads(server.stdout.readline())
+    finally:
+        server.kill()
+        server.communicate()
+    return {
+        "over_ideal": seconds / (count * delay / concurrency),
+        "over_client": seconds / count / bare,
+        "mean_in_flight": count * delay / seconds,
+        "most_in_flight": most,
+        "cpu_ms": 1000 * used / count,
+    }
+
+
+async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
+    """Seconds a request of the official client with nothing around it; images are read before."""
+    import openai
+
+    prompt = KeywordPrompt()
+    shown = {item.image: base64.b64encode(item.image.read_bytes()) for item in items if item.image}
+    bodies = iter(
+        [
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data.decode()}"}},
+            {"type": "text", "text": prompt.text(item)},
+        ]
+        for item in items
+        for data in [shown[item.image]]
+    )
+    client = openai.AsyncOpenAI(api_key="any", base_url=url)
+
+    async def work() -> None:
+        for content in bodies:
+            done = await client.chat.completions.create(
+                model="seer",
+                messages=[{"role": "user", "content": content}],
+                temperature=0,
+                max_tokens=200,
+            )
+            json.loads(done.choices[0].message.content)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    return (time.perf_counter() - started) / len(items)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def questions(folder: DatasetFolder, count: int) -> list[Item]:
+    """So many different questions with real images."""
+    shown = [item for item in folder.items if item.image is not None]
+    return [
+        replace(item, item_id=str(k), title=f"{item.title} {k}")
+        for k, item in enumerate(itertools.islice(itertools.cycle(shown), count))
+    ]
+
+
+def metadata_speed(data: Path, scratch: Path) -> float:
+    """Items a second of the annotator `metadata`, on 24 copies of the Scientific items."""
+    source = data / "amazon2018_scientific"
+    convert_sequences(
+        "scientific", source / "Scientific.inter.json", source / "Scientific.item.json", scratch
+    )
+    items = DatasetFolder.open(scratch, "scientific").items
+    MetadataAnnotator().annotate(items[:100])  # imports, dictionaries
+    many = [item for _ in range(24) for item in items]
+    started = time.perf_counter()
+    MetadataAnnotator().annotate(many)
+    return len(many) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--delay", type=float, default=0.05)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--serve", type=float, metavar="DELAY", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve is not None:
+        asyncio.run(serve(args.serve))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        scratch = Path(place)
+        speed = metadata_speed(args.data, scratch)
+        print(f"metadata: {speed:,.0f} items a second", file=sys.stderr)
+        convert_movielens("posters", args.data / "movie_posters", scratch)
+        folder = DatasetFolder.open(scratch, "posters")
+        items = questions(folder, args.items + args.concurrency)
+        figures = ask(items, folder.path, args.delay, args.concurrency)
+    print(", ".join(f"{name} {value:.3f}" for name, value in figures.items()), file=sys.stderr)
+    print(json.dumps({**figures, "metadata_items_per_second": speed}))
+
+
+if __name__ == "__main__":
+    main()
