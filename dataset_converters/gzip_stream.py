@@ -5,10 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from isal import isal_zlib
 
+_ERROR = cast(type[Exception], isal_zlib.error)  # the stub takes the class for an instance
 MAGIC = b"\x1f\x8b"
 _CHECKED = 31  # window bits for a gzip stream whose CRC and length are checked
 # A piece and what it came from stay in the processor's cache: twice as fast as larger ones.
@@ -20,8 +21,9 @@ class GzipStream:
     """The decompressed bytes of a gzip file of one or more members, in pieces.
 
     ISA-L decompresses three times as fast as zlib, but cannot say where a stream breaks. At
-    anything but a clean end zlib reads the member again and decides: what can be read is then what
-    zlib reads.
+    anything but a clean end zlib reads the member again: of a cut stream exactly what zlib reads is
+    yielded. ISA-L lets pass a few damages that zlib does not (a flag of the header, a code that the
+    data never uses); a member counts as whole when it comes to its end with the right CRC.
 
     After the iteration `broken` is empty, or says why the stream broke off, and `position` is the
     number of compressed bytes up to there.
@@ -58,7 +60,7 @@ class GzipStream:
             at_end = not data
             try:
                 piece = decoder.decompress(data, _PIECE)
-            except isal_zlib.error:
+            except _ERROR:
                 yield from self._with_zlib(start, made)
                 return
             if piece:
