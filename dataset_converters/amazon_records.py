@@ -124,10 +124,10 @@ def item_content(record: Mapping[str, Any], release: Release = RELEASES["2018"])
     )
 
 
-def item_needs(record: Mapping[str, Any]) -> tuple[bool, bool, bool, bool]:
-    """Return what a filter may ask for: a title, brand, category and large image.
+def record_needs(record: Mapping[str, Any]) -> tuple[bool, bool, bool, bool]:
+    """Return whether `item_content` gives a title, a brand, a category and a large image.
 
-    As `item_content` has them, in a third of its time.
+    That is what a filter may ask for, in a third of the time.
     """
     return (
         bool(clean_name(_text(record.get("title")))),

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_converters.amazon_records import Release, item_content, item_needs
+from dataset_converters.amazon_records import Release, item_content
 from dataset_converters.database import Database
 from dataset_converters.item_content import ItemContent
+from dataset_converters.item_needs import NEEDS, item_needs, needs_sql
 from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 from dataset_converters.review_table import IRREGULAR, Irregular, plain_id, read_block
 
 BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
-_NEEDS = ("has_title", "has_brand", "has_category", "large_image")
-_COLUMNS = ("item_id", "line", "page_source", *_NEEDS, "record")
+_COLUMNS = ("item_id", "line", *NEEDS, "record")
 _Wanted = Iterator[tuple[int, str]]
 
 
@@ -54,7 +54,7 @@ def read_metadata(
         InputError: see `RawFile`; too many lines unusable.
     """
     database.execute("CREATE TABLE wanted AS SELECT DISTINCT item_id FROM reviews")
-    flags = "".join(f", {flag} BOOLEAN" for flag in ("page_source", *_NEEDS))
+    flags = "".join(f", {flag} BOOLEAN" for flag in NEEDS)
     database.execute(f"CREATE TABLE records (item_id VARCHAR, line BIGINT{flags}, record VARCHAR)")
     raw = RawFile(path, block=BLOCK, folder=database.folder, allow_truncated=allow_truncated)
     records = 0
@@ -95,10 +95,7 @@ def item_contents(database: Database, release: Release, ids: str) -> Iterator[It
 def _row(line: int, text: str, release: Release) -> tuple[Any, ...]:
     """Return a row of the table `records`: one value for each of `_COLUMNS`."""
     record = _record(text, release)
-    title = record["title"]
-    needs = item_needs(record)
-    page_source = not needs[0] and isinstance(title, str) and bool(title.strip())
-    return (record[release.item], line, page_source, *needs, text)
+    return (record[release.item], line, *item_needs(record), text)
 
 
 def _record(text: str, release: Release) -> dict[str, Any]:
@@ -107,23 +104,34 @@ def _record(text: str, release: Release) -> dict[str, Any]:
 
 
 def _read_quickly(block: Block, release: Release, database: Database) -> _Wanted | None:
-    """Return the wanted records of a block DuckDB can read as a whole, else None."""
+    """Read the wanted records of a block DuckDB can read as a whole, else return None.
+
+    Records whose needs SQL can tell go to the table `records`; the others are returned.
+    """
     keys = release.meta_keys
+    item = f'"{release.item}"'
     try:
         database.replace("block", f"SELECT * FROM {read_block(block, keys)}")
-        plain = plain_id(f'"{release.item}"')
-        lines, regular = database.row(f"SELECT count(*), count(*) FILTER ({plain}) FROM block")
+        lines, regular = database.row(
+            f"SELECT count(*), count(*) FILTER ({plain_id(item)}) FROM block"
+        )
         if not lines == regular == block.lines:
             raise Irregular
     except IRREGULAR:
         return None
     # One array a record, parsed by one call: a call for each value takes longer than the values.
-    values = " || ',' || ".join(f"coalesce(\"{key}\", 'null')" for key in keys)
-    rows = database.execute(
-        f"SELECT rowid, '[' || {values} || ']' FROM block WHERE \"{release.item}\"[2:-2] IN "
-        "(SELECT item_id FROM wanted) ORDER BY rowid"
+    values = ", ".join(f"coalesce(\"{key}\", 'null')" for key in keys)
+    needs = ", ".join(f"{test} AS {need}" for need, test in needs_sql().items())
+    database.replace(
+        "block",
+        f"SELECT {item}[2:-2] AS item_id, {block.first_line} + rowid AS line, {needs}, "
+        f"'[' || concat_ws(',', {values}) || ']' AS record "
+        f"FROM block WHERE {item}[2:-2] IN (SELECT item_id FROM wanted) ORDER BY rowid",
     )
-    return ((block.first_line + row, text) for row, text in rows)
+    decided = " AND ".join(f"{need} IS NOT NULL" for need in NEEDS)
+    database.execute(f"INSERT INTO records SELECT * FROM block WHERE {decided}")
+    rows = database.execute(f"SELECT line, record FROM block WHERE NOT ({decided})")
+    return iter(rows)
 
 
 def _read_exactly(
@@ -177,7 +185,7 @@ def _keep_best(release: Release, database: Database) -> tuple[int, int]:
     if duplicates:
         _look_at_duplicates(release, database)
     database.execute(
-        f"CREATE TABLE items AS SELECT item_id, {', '.join(_NEEDS)}, record, best.page_source "
+        f"CREATE TABLE items AS SELECT item_id, {', '.join(NEEDS[:-1])}, record, best.page_source "
         "FROM records JOIN best USING (item_id, line)"
     )
     page_source = database.value("SELECT count(*) FROM items WHERE page_source AND NOT has_title")
