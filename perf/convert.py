@@ -49,7 +49,9 @@ def timed(command: list[str]) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
+    log(f"{seconds:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of CPU, {peak:.0f} MB")
+    return seconds, peak
 
 
 def write_raw(folder: Path, *shape: int) -> tuple[Path, Path]:
@@ -120,7 +122,7 @@ def main() -> None:
         for run in range(args.runs):
             mine.append(ours(raw, folder / "ours"))
             theirs.append(script(raw, folder / "script"))
-            log(f"run {run + 1}: ours {mine[-1]}, script {theirs[-1]} (seconds, MB)")
+            log(f"run {run + 1}: {theirs[-1][0] / mine[-1][0]:.1f} times as fast as the script")
         compare(folder)
         seconds = min(s for s, _ in mine)
         result = {
