@@ -1,4 +1,4 @@
-"""Folders of every converter load, train and are evaluated in RecBole without this package."""
+"""Folders of converters load, train and are evaluated in RecBole without this package."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from test_movielens import write_layout
 from dataset_converters.amazon import convert_amazon
 from dataset_converters.folder import ConversionSummary
 from dataset_converters.movielens import convert_movielens
-from dataset_converters.sequences import convert_sequences
-from dataset_converters.session_ids import convert_session_ids
 from dataset_converters.table import convert_table
+from dataset_converters.table_options import TableOptions
 from recbole_tpad.data import DatasetFolder
 
 
@@ -107,17 +106,9 @@ def test_a_folder_trains_in_plain_recbole(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared real data")
-@pytest.mark.parametrize("name", ["movielens", "sequences", "session-ids"])
-def test_real_data_trains_in_plain_recbole(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_real_movies_train_in_plain_recbole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "movielens":
-        made = convert_movielens("x", SHARED / "movie_posters", tmp_path)
-    elif name == "sequences":
-        folder = SHARED / "amazon2018_scientific"
-        files = folder / "Scientific.inter.json", folder / "Scientific.item.json"
-        made = convert_sequences("x", *files, tmp_path, augment=False)
-    else:
-        folder = SHARED / "session_ids" / "cellphones"
-        made = convert_session_ids("x", *sorted(folder.glob("*.inter"), reverse=True), tmp_path)
+    options = TableOptions(augment=False)
+    made = convert_movielens("x", SHARED / "movie_posters", tmp_path, options=options)
     check(made, tmp_path, monkeypatch)
