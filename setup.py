@@ -87,6 +87,7 @@ setup(
         # RecBole relies on behaviour that pandas 3 changed (token_seq features, padding).
         "pandas>=2.1,<3",
         "duckdb>=1.1",
+        "isal>=1.7",
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-learn>=1.4",

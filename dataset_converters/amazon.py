@@ -236,7 +236,7 @@ def _convert(
     path = target_path(data_path, name, overwrite=overwrite)
     with atomic_folder(path) as folder:
         written = write_tables(
-            database, folder, name, augment=options.augment, max_len=options.max_len
+            database, folder, name, release, augment=options.augment, max_len=options.max_len
         )
         write_split_json(
             folder,

@@ -76,7 +76,7 @@ def _head(path: Path) -> _Head:
                 if isinstance(element, dict):
                     return _Head(path, number, element, literal=False)
             problem = "the array has no object"
-        for number, line in enumerate(block.data.split(b"\n"), start=1):
+        for number, line in enumerate(block.read_lines(), start=1):
             text = line.strip()
             if not text:
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 from dataset_converters.item_content import ItemContent
 from dataset_converters.text import (
     as_strings,
+    clean_known_name,
     clean_list,
     clean_name,
     clean_names,
@@ -73,6 +74,9 @@ _CONTENT_KEYS = (
 )
 
 
+_SIZES = ("hi_res", "large", "thumb")
+
+
 def review_release(record: Mapping[str, Any]) -> str | None:
     """Name the release a review looks like, None where it looks like no review."""
     if "reviewerID" in record and "asin" in record:
@@ -103,20 +107,39 @@ def item_content(record: Mapping[str, Any], release: Release = RELEASES["2018"])
     The brand of 2023 is its `store`. Of several category paths (2014) the first is used. Images are
     the largest published: `imageURLHighRes` before `imageURL`, `hi_res` before `large` and `thumb`.
     """
-    brand = record.get("brand")
     features = record.get("features")
-    urls, large = _images(record)
+    images, large = _images(record)
+    urls, smaller = _addresses(images)
     return ItemContent(
         item_id=record[release.item],
         title=clean_name(_text(record.get("title"))),
-        brand=clean_name(_text(record.get("store") if brand is None else brand)),
+        brand=_brand(record),
         category_path=tuple(clean_names(_category_path(record))),
         description=clean_text(" ".join(as_strings(record.get("description")))),
         features=tuple(clean_list(record.get("feature") if features is None else features)),
         price=parse_price(record.get("price")),
-        image_urls=tuple(dict.fromkeys(filter(None, map(_url, urls)))),
+        image_urls=urls,
         has_large_image=large,
+        smaller_image_urls=smaller,
     )
+
+
+def record_needs(record: Mapping[str, Any]) -> tuple[bool, bool, bool, bool]:
+    """Return whether `item_content` gives a title, a brand, a category and a large image.
+
+    That is what a filter may ask for, in a third of the time.
+    """
+    return (
+        bool(clean_name(_text(record.get("title")))),
+        bool(_brand(record)),
+        bool(clean_names(_category_path(record))),
+        _images(record)[1],
+    )
+
+
+def _brand(record: Mapping[str, Any]) -> str:
+    brand = record.get("brand")
+    return clean_known_name(_text(record.get("store") if brand is None else brand))
 
 
 def _text(value: Any) -> str:
@@ -136,31 +159,45 @@ def _category_path(record: Mapping[str, Any]) -> Any:
     return categories
 
 
-def _images(record: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """Return the image URLs, and whether the source calls one large (or makes no difference)."""
+def _images(record: Mapping[str, Any]) -> tuple[list[list[str]], bool]:
+    """Return each image's addresses, largest size first, and whether the source calls one large.
+
+    Where it makes no difference between sizes every image counts as large.
+    """
     published = record.get("images")
     if published is not None:
         return _images_of_2023(published)
-    large = record.get("imageURLHighRes")
+    large = as_strings(record.get("imageURLHighRes"))
     small = as_strings(record.get("imageURL")) or as_strings(record.get("image"))
     small = small or as_strings(record.get("imUrl"))
-    if large is None:
-        return small, bool(small)
-    return as_strings(large) or small, bool(as_strings(large))
+    if not large:
+        return [[url] for url in small], bool(small) and record.get("imageURLHighRes") is None
+    if len(small) != len(large):  # which is whose thumbnail is not told then
+        small = large
+    return [[url, thumbnail] for url, thumbnail in zip(large, small, strict=True)], True
 
 
-def _images_of_2023(published: Any) -> tuple[list[str], bool]:
+def _images_of_2023(published: Any) -> tuple[list[list[str]], bool]:
     if isinstance(published, dict):  # one list a size instead of one object an image
-        sizes = [_strings_or_gaps(published.get(size)) for size in ("hi_res", "large", "thumb")]
+        sizes = [_strings_or_gaps(published.get(size)) for size in _SIZES]
         count = max(map(len, sizes))
         rows = [[size[k] if k < len(size) else "" for size in sizes] for k in range(count)]
     elif isinstance(published, list):
         images = [image for image in published if isinstance(image, dict)]
-        rows = [[_text(i.get(s)) for s in ("hi_res", "large", "thumb")] for i in images]
+        rows = [[_text(image.get(size)) for size in _SIZES] for image in images]
     else:
         return [], False
-    urls = [next(filter(None, row), "") for row in rows]
-    return list(filter(None, urls)), any(row[0] for row in rows)
+    return rows, any(row[0] for row in rows)
+
+
+def _addresses(images: list[list[str]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the largest address of each image, each once, and the smaller ones of each."""
+    found: dict[str, tuple[str, ...]] = {}
+    for image in images:
+        sizes = list(dict.fromkeys(filter(None, map(_url, image))))
+        if sizes:
+            found.setdefault(sizes[0], tuple(sizes[1:]))
+    return tuple(found), tuple(found.values()) if any(found.values()) else ()
 
 
 def _strings_or_gaps(value: Any) -> list[str]:

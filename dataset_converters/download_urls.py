@@ -23,8 +23,9 @@ def candidates(item: dict[str, Any]) -> list[str]:
 
     For each image the largest size, its smaller sizes, then the next image. `image_urls` has the
     source's largest ones; the optional `smaller_image_urls` has a list of smaller ones for each of
-    them. Where it has none, Amazon's own addresses are also asked for as uploaded (first, where
-    the source only names a thumbnail) and at 500 and 160 pixels.
+    them. Amazon's own addresses are also asked for as uploaded (first, where the source only names
+    a thumbnail) and at 500 and 160 pixels, before the smallest that is listed: a thumbnail of 38
+    pixels.
 
     Raises:
         InputError: `image_urls` or a list in `smaller_image_urls` is no list of strings.
@@ -33,7 +34,10 @@ def candidates(item: dict[str, Any]) -> list[str]:
     found: dict[str, None] = {}
     for position, url in enumerate(_strings(item, item.get("image_urls"))):
         listed = _strings(item, smaller[position]) if position < len(smaller) else []
-        for other in [url, *listed] if listed else _amazon_sizes(url) or [url]:
+        sizes = _amazon_sizes(url)
+        if listed:
+            sizes = [url, *listed[:-1], *sizes, listed[-1]]
+        for other in sizes or [url]:
             found.setdefault(other)
     return list(found)[:_MOST]
 

@@ -24,6 +24,11 @@ READ_AS_MISSING = frozenset(
     | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]"}
 )
 
+_ITEM_COUNTS = tuple(
+    f"items_with_{what}"
+    for what in ("title", "brand", "category", "description", "price", "image_url")
+)
+
 Sessions = Sequence[tuple[str, Sequence[str]]]
 
 
@@ -145,9 +150,8 @@ def write_folder(conversion: Conversion, data_path: Path, *, overwrite: bool) ->
         item_ids, counts = _write_interactions(folder / f"{conversion.name}.inter", conversion)
         for part in PARTS:
             counts |= _write_part(folder, conversion, part, parts[part], in_train)
-        items = [conversion.contents.get(i, ItemContent(i)) for i in item_ids]
-        counts |= _item_counts(items)
-        _write_items(folder, conversion.name, items)
+        items = (conversion.contents.get(i, ItemContent(i)) for i in item_ids)
+        counts |= write_items(folder, conversion.name, items)
         counts["items_in_train"] = len(in_train)
         longest = max(len(items) for sessions in parts.values() for _, items in sessions)
         write_split_json(
@@ -314,25 +318,25 @@ def _write_benchmark(path: Path, sessions: Sessions, *, augment: bool, max_len: 
     return rows
 
 
-def _item_counts(items: Sequence[ItemContent]) -> dict[str, int]:
-    return {
-        "items_with_title": sum(bool(item.title) for item in items),
-        "items_with_brand": sum(bool(item.brand) for item in items),
-        "items_with_category": sum(bool(item.category) for item in items),
-        "items_with_description": sum(bool(item.description) for item in items),
-        "items_with_price": sum(item.price is not None for item in items),
-        "items_with_image_url": sum(bool(item.image_urls) for item in items),
-    }
-
-
 BENCHMARK_HEADER = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
 
 
-def _write_items(folder: Path, name: str, items: Sequence[ItemContent]) -> None:
-    _write_jsonl(folder / "items.jsonl", (item.to_json() for item in items))
-    with (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as out:
-        out.write(ITEM_HEADER)
-        out.writelines(item_cells(item) + "\n" for item in items)
+def write_items(folder: Path, name: str, items: Iterable[ItemContent]) -> dict[str, int]:
+    """Write ``items.jsonl`` and the ``.item`` file; return how many items have what."""
+    counts = dict.fromkeys(_ITEM_COUNTS, 0)
+    with (
+        (folder / "items.jsonl").open("w", encoding="utf-8", newline="\n") as contents,
+        (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as features,
+    ):
+        features.write(ITEM_HEADER)
+        for item in items:
+            contents.write(item.to_line() + "\n")
+            features.write(item_cells(item) + "\n")
+            texts = (item.title, item.brand, item.category, item.description)
+            present = (*texts, item.price is not None, item.image_urls)
+            for count, value in zip(_ITEM_COUNTS, present, strict=True):
+                counts[count] += bool(value)
+    return counts
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ def split_as_given(table: SessionTable, parts: IntArray, *, valid_share: float =
 
     Without a session in "valid", the last `valid_share` of the training sessions, in the table's
     order, become it, so an item may occur in valid and test and yet not in train (assumption, as
-    under `split_dimo`).
+    under "dimo" of `split_tables`).
 
     Args:
         parts: (N,) 0 for train, 1 for valid, 2 for test; one entry a session of `table`.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ITEM_HEADER = "item_id:token\ttitle:token_seq\tbrand:token\tcategory:token\tprice:float\n"
+# Made once: to make an encoder takes as long as to use it.
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,8 @@ class ItemContent:
         price: in the source's currency.
         has_large_image: an image URL that the source calls high resolution, or any image URL where
             it makes no difference between sizes. Not written to the folder.
+        smaller_image_urls: for each of `image_urls` the source's smaller sizes, large to small;
+            empty where it has none at all.
     """
 
     item_id: str
@@ -29,6 +33,7 @@ class ItemContent:
     price: float | None = None
     image_urls: tuple[str, ...] = ()
     has_large_image: bool = False
+    smaller_image_urls: tuple[tuple[str, ...], ...] = ()
 
     @property
     def category(self) -> str:
@@ -49,21 +54,25 @@ class ItemContent:
         return sum(map(bool, fields))
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """Return the item's object in ``items.jsonl``; tuples are its lists."""
+        row: dict[str, Any] = {
             "item_id": self.item_id,
             "title": self.title,
             "brand": self.brand,
             "category": self.category,
-            "category_path": list(self.category_path),
+            "category_path": self.category_path,
             "description": self.description,
-            "features": list(self.features),
+            "features": self.features,
             "price": self.price,
-            "image_urls": list(self.image_urls),
+            "image_urls": self.image_urls,
         }
+        if self.smaller_image_urls:
+            row["smaller_image_urls"] = self.smaller_image_urls
+        return row
 
     def to_line(self) -> str:
         """Return the item's line in ``items.jsonl``, without the line end."""
-        return json.dumps(self.to_json(), ensure_ascii=False)
+        return _to_json(self.to_json())
 
 
 def item_cells(item: ItemContent) -> str:

@@ -96,7 +96,7 @@ def block_records(
                 raw = json.dumps(element).encode()
                 rejections.add(path, number, "not a JSON object", raw)
         return
-    for number, line in enumerate(block.data.split(b"\n")[: block.lines], block.first_line):
+    for number, line in enumerate(block.read_lines(), block.first_line):
         raw = line.strip()
         if not raw:
             continue

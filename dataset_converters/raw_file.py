@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from dataset_converters.errors import InputError
+from dataset_converters.gzip_stream import MAGIC, GzipStream
 from dataset_converters.json_array import ArrayReader
 from dataset_converters.reading import SourceFile
 
-# What it expands to stays in the processor's cache: a third faster than with reads of 64 kB.
-_READ = 1 << 14
+_READ = 1 << 16
+_LINE_END = ord("\n")
 _LONGEST_LINE = 256 << 20
 LITERAL = b"{'"  # how a Python dict with text keys starts
-_GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_AND_CHECKSUM = 31  # zlib's window bits for a gzip stream whose CRC and length are checked
 _T = TypeVar("_T")
 
 
@@ -32,25 +33,30 @@ class Block:
     Attributes:
         first_line: number of the first line, from 1; of the first element in a JSON array.
         lines: how many there are.
-        pieces: the bytes of whole lines, each with its line end, in pieces of any length; empty for
-            a JSON array. Not joined, because the quick way only writes them to a file.
+        store: the whole lines, each with its line end: the file they are in, or their bytes; empty
+            for a JSON array.
+        literals: whether the first line starts as a Python literal does.
         elements: the parsed elements of a JSON array, else None.
     """
 
     first_line: int
     lines: int
-    pieces: list[bytes]
+    store: Path | bytes
+    literals: bool = False
     elements: list[Any] | None = None
 
-    @property
-    def data(self) -> bytes:
-        """The bytes of the lines."""
-        return b"".join(self.pieces)
+    def read_lines(self) -> Iterator[bytes]:
+        """Yield the lines, without their ends."""
+        with (
+            BytesIO(self.store) if isinstance(self.store, bytes) else self.store.open("rb") as data
+        ):
+            for line in data:
+                yield line.removesuffix(b"\n")
 
     @property
     def quick(self) -> bool:
-        """Whether the block may be lines of JSON: no array and no Python literals."""
-        return self.elements is None and not self.pieces[0].startswith(LITERAL)
+        """Whether the block may be lines of JSON in a file: no array and no Python literals."""
+        return self.elements is None and not self.literals
 
 
 class RawFile:
@@ -59,13 +65,24 @@ class RawFile:
     After the iteration `lines` holds the number of complete lines (or elements), `truncated`
     whether the gzip stream was cut or damaged, and `source` the file's fingerprint.
 
+    Args:
+        block: least bytes of lines in a block, but for the last one.
+        folder: where the lines of a block are written, for DuckDB to read; three files take turns:
+            one is being read, one waits, one is written. None: they are kept in memory.
+
     Raises (while iterating):
         InputError: the file is absent or empty; the stream is cut or damaged and `allow_truncated`
             is false; a line of more than 256 MB; an element of an array is not JSON.
     """
 
     def __init__(
-        self, path: Path, *, block: int, allow_truncated: bool = False, quiet: bool = False
+        self,
+        path: Path,
+        *,
+        block: int,
+        folder: Path | None = None,
+        allow_truncated: bool = False,
+        quiet: bool = False,
     ) -> None:
         self.path = path
         self.allow_truncated = allow_truncated
@@ -73,8 +90,11 @@ class RawFile:
         self.truncated = False
         self.source = SourceFile(path.name, 0, "")
         self._block = block
+        self._folder = folder
+        self._turn = 0
         self._quiet = quiet
         self._broken = ""
+        self._readable = 0  # compressed bytes up to where the stream is broken
         self._digest = hashlib.sha256()
         self._bytes = 0
 
@@ -122,69 +142,57 @@ class RawFile:
 
     def _chunks(self, handle: BinaryIO, bar: Any) -> Iterator[bytes]:
         data = self._read(handle, bar)
-        if data[:2] != _GZIP_MAGIC:
+        if data[:2] != MAGIC:
             while data:
                 yield data
                 data = self._read(handle, bar)
             return
-        decoder = zlib.decompressobj(_GZIP_AND_CHECKSUM)
-        inside = False
-        while data or (data := self._read(handle, bar)):
-            if not inside:
-                data = data.lstrip(b"\0")  # padding between the members of a gzip file
-                if not data:
-                    continue
-            inside = True
-            before = decoder.copy()
-            try:
-                out = decoder.decompress(data)
-            except zlib.error as error:
-                self._broken = str(error)
-                yield from _until_damage(before, data)
-                return
-            if out:
-                yield out
-            data = decoder.unused_data
-            if decoder.eof:
-                decoder, inside = zlib.decompressobj(_GZIP_AND_CHECKSUM), False
-        if inside:
-            self._broken = "the stream ends before its end mark"
+        stream = GzipStream(self.path, lambda: self._read(handle, bar), data)
+        yield from stream
+        self._broken, self._readable = stream.broken, stream.position
 
     def _line_blocks(self, start: bytes, chunks: Iterator[bytes]) -> Iterator[Block]:
-        pending, size, limit = [start], len(start), self._block
-        lines = start.count(b"\n")
-        for chunk in chunks:
-            pending.append(chunk)
-            size += len(chunk)
-            # Counted here, not on the whole block, while the bytes are in the processor's cache.
-            lines += chunk.count(b"\n")
-            if size < limit:
+        rest = [b""]  # after the last line end
+        size = 0
+        lines = _Lines(self._store())
+        for chunk in chain([start], chunks):
+            cut = chunk.rfind(b"\n") + 1
+            if not cut:
+                rest.append(chunk)
+                size += len(chunk)
+                if size > _LONGEST_LINE:
+                    raise InputError(
+                        f"{self.path}, line {self.lines + lines.count + 1}: longer than "
+                        f"{_LONGEST_LINE >> 20} MB. Expected one JSON object a line."
+                    )
                 continue
-            if lines:
-                whole, pending = _cut_after_last_line(pending)
-                yield self._lines_block(whole, lines)
-                lines = 0
-            elif size > _LONGEST_LINE:
-                raise InputError(
-                    f"{self.path}, line {self.lines + 1}: longer than {_LONGEST_LINE >> 20} MB. "
-                    "Expected one JSON object a line."
-                )
-            size = sum(map(len, pending))
-            limit = max(self._block, 2 * size)
+            lines.write(b"".join([*rest, chunk[:cut]]))
+            rest, size = [chunk[cut:]], len(chunk) - cut
+            if lines.size >= self._block:
+                yield self._lines_block(lines)
+                lines = _Lines(self._store())
+        last = b"".join(rest)
         if self._broken:
             # The unfinished last line of a truncated stream is no record of the file.
-            if lines:
-                pending, _ = _cut_after_last_line(pending)
-            self._refuse_broken(self.lines + lines, "complete lines", "line")
-        elif size and not next(filter(None, reversed(pending))).endswith(b"\n"):
-            pending.append(b"\n")
-            lines += 1
-        if lines:
-            yield self._lines_block(pending, lines)
+            self._refuse_broken(self.lines + lines.count, "complete lines", "line")
+        elif last:
+            lines.write(last + b"\n")
+        if lines.count:
+            yield self._lines_block(lines)
+        else:
+            lines.close()
 
-    def _lines_block(self, pieces: list[bytes], lines: int) -> Block:
-        block = Block(self.lines + 1, lines, pieces)
-        self.lines += lines
+    def _store(self) -> BinaryIO:
+        if self._folder is None:
+            return BytesIO()
+        self._turn = (self._turn + 1) % 3
+        path = self._folder / f"block{self._turn}.jsonl"
+        # In place: pages of the old block are used again, which is faster than new ones.
+        return path.open("r+b" if path.exists() else "wb")
+
+    def _lines_block(self, lines: _Lines) -> Block:
+        block = Block(self.lines + 1, lines.count, lines.close(), lines.literals)
+        self.lines += block.lines
         return block
 
     def _array_blocks(self, start: bytes, chunks: Iterator[bytes]) -> Iterator[Block]:
@@ -207,7 +215,7 @@ class RawFile:
             yield self._elements_block(pending)
 
     def _elements_block(self, elements: list[Any]) -> Block:
-        block = Block(self.lines + 1, len(elements), [], elements)
+        block = Block(self.lines + 1, len(elements), b"", elements=elements)
         self.lines += block.lines
         return block
 
@@ -216,26 +224,37 @@ class RawFile:
         if not self.allow_truncated:
             raise InputError(
                 f"{self.path} is truncated or damaged: {complete} {things} could be read, "
-                f"{thing} {complete + 1} is cut after {self._bytes} compressed bytes "
+                f"{thing} {complete + 1} is cut after {self._readable} compressed bytes "
                 f"({self._broken}). Fetch the file again, or accept the readable part with "
                 "allow_truncated."
             )
 
 
-def _until_damage(decoder: Any, data: bytes) -> Iterator[bytes]:
-    """Yield what a decoder makes of the bytes before the one it fails at."""
-    for byte in data:
-        try:
-            yield decoder.decompress(bytes([byte]))
-        except zlib.error:
-            return
+class _Lines:
+    """The lines of one block while they are written."""
 
+    def __init__(self, out: BinaryIO) -> None:
+        self.count = 0
+        self.size = 0
+        self.literals = False
+        self._out = out
 
-def _cut_after_last_line(pieces: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Split pieces that have a line end after the last one."""
-    last = next(k for k in reversed(range(len(pieces))) if b"\n" in pieces[k])
-    cut = pieces[last].rfind(b"\n") + 1
-    return [*pieces[:last], pieces[last][:cut]], [pieces[last][cut:], *pieces[last + 1 :]]
+    def write(self, data: bytes) -> None:
+        """Add whole lines."""
+        if not self.size:
+            self.literals = data.startswith(LITERAL)
+        self._out.write(data)
+        self.size += len(data)
+        # Counted here, not on the whole block, while the bytes are in the processor's cache.
+        self.count += int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _LINE_END))
+
+    def close(self) -> Path | bytes:
+        """Return where the lines are."""
+        with self._out as out:
+            if isinstance(out, BytesIO):
+                return out.getvalue()
+            out.truncate()
+            return Path(out.name)
 
 
 def read_ahead(items: Iterator[_T]) -> Iterator[_T]:

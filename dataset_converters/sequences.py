@@ -149,8 +149,6 @@ def _read_sequences(path: Path, item_ids: list[str], items_path: Path) -> Sessio
         item_ids=item_ids,
         owners=np.arange(len(users)),
         days=None,
-        numbers=np.arange(len(users)),
-        numbered=len(users),
         offsets=np.array(offsets, dtype=np.int64),
         items=np.array(flat, dtype=np.int64),
         times=None,

@@ -128,8 +128,6 @@ class _Read:
             item_ids=list(self.items),
             owners=np.arange(count),
             days=None,
-            numbers=np.arange(count),
-            numbered=count,
             offsets=np.array(self.offsets, dtype=np.int64),
             items=np.array(self.flat, dtype=np.int64),
             times=None,

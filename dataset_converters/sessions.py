@@ -1,5 +1,10 @@
 """Interactions as compact arrays, and the ways to cut them into sessions."""
 
+# `session_table` and `split_tables` do the same in SQL for reviews, which may be more than memory
+# holds. These arrays stay for sessions in an order of the source's own (sequences, session ids, a
+# column of parts), which have no user, time and place that a table could be ordered by. A property
+# test (tests/converters/test_two_ways.py) compares the files of both.
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +60,6 @@ class SessionTable:
     Attributes:
         owners: (N,) indices into `user_ids`; sessions are in the order of sorted user ids.
         days: (N,) days since 1970 UTC where the rule is "day", else None.
-        numbers: (N,) position of the session before any filter, of `numbered` sessions then.
         offsets: (N+1,) session k has the interactions offsets[k]:offsets[k+1].
         items: (M,) indices into `item_ids`, in session order.
         times: (M,) seconds since 1970 UTC, or None where the source has no time.
@@ -65,8 +69,6 @@ class SessionTable:
     item_ids: Sequence[str]
     owners: IntArray
     days: IntArray | None
-    numbers: IntArray
-    numbered: int
     offsets: IntArray
     items: IntArray
     times: IntArray | None
@@ -108,7 +110,6 @@ class SessionTable:
             kept,
             owners=self.owners[mask],
             days=None if self.days is None else self.days[mask],
-            numbers=self.numbers[mask],
             offsets=np.concatenate(([0], np.cumsum(self.lengths[mask]))),
         )
 
@@ -191,8 +192,6 @@ def build_sessions(interactions: Interactions, rule: SessionRule) -> SessionTabl
         item_ids=interactions.item_ids,
         owners=users[starts],
         days=times[starts] // DAY if rule == "day" else None,
-        numbers=np.arange(len(starts)),
-        numbered=len(starts),
         offsets=np.append(starts, len(users)),
         items=items,
         times=times,

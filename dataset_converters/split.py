@@ -12,10 +12,8 @@ import numpy as np
 from dataset_converters.errors import InputError
 from dataset_converters.sessions import IntArray, Part, SessionTable
 
-SplitRule = Literal["temporal", "dimo", "leave-one-out"]
-SPLIT_RULES: tuple[SplitRule, ...] = ("temporal", "dimo", "leave-one-out")
+SplitRule = Literal["temporal", "leave-one-out"]
 PARTS = ("train", "valid", "test")
-_DIMO_TRAIN = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +62,6 @@ def split_temporal(
     second = int(round(len(order) * (train_share + valid_share), 6))
     parts = [Part(table, part) for part in (order[:first], order[first:second], order[second:])]
     return _whole_sessions(*parts)
-
-
-def split_dimo(table: SessionTable, *, valid_share: float = 0.1) -> Split:
-    """Split as DIMO's public data preparation does, with a validation part added.
-
-    Sessions carry the number they had, by sorted user id and from 0, before any session or item
-    filter; numbers below ``int(.9 * highest number)`` are the published training part. Items of
-    test sessions that the published training part lacks are dropped, then test sessions shorter
-    than 2. The recipe has no validation part: the last `valid_share` of its training sessions
-    become one (assumption), so an item may occur in valid and test, yet not in train. Not
-    chronological.
-
-    Raises:
-        InputError: `valid_share` outside (0, 1), or too few sessions.
-    """
-    if not 0 < valid_share < 1:
-        raise InputError(f"valid_share={valid_share} must lie between 0 and 1.")
-    boundary = int(_DIMO_TRAIN * (table.numbered - 1))
-    training = table.keep_sessions(table.numbers < boundary)
-    test = table.keep_sessions(table.numbers >= boundary).keep_items(training.item_counts() > 0)
-    test = test.keep_sessions(test.lengths >= 2)
-    first = len(training) - int(len(training) * valid_share)
-    indices = np.arange(len(training))
-    return _whole_sessions(
-        Part(training, indices[:first]),
-        Part(training, indices[first:]),
-        Part(test, np.arange(len(test))),
-    )
 
 
 def split_leave_one_out(table: SessionTable) -> Split:

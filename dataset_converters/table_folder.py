@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_converters.amazon_records import Release
 from dataset_converters.database import Database
 from dataset_converters.files import sha256_file
-from dataset_converters.folder import BENCHMARK_HEADER
-from dataset_converters.item_content import ITEM_HEADER, ItemContent, item_cells
-from dataset_converters.item_table import FLAGS
+from dataset_converters.folder import BENCHMARK_HEADER, write_items
+from dataset_converters.item_table import item_contents
 from dataset_converters.split import PARTS
 
 _TAB = "'\t'"
@@ -25,7 +25,7 @@ class TablesWritten:
 
 
 def write_tables(
-    database: Database, folder: Path, name: str, *, augment: bool, max_len: int
+    database: Database, folder: Path, name: str, release: Release, *, augment: bool, max_len: int
 ) -> TablesWritten:
     """Write every file of the folder but ``split.json`` and ``dataset.json``.
 
@@ -40,7 +40,7 @@ def write_tables(
     for part, sessions in parts.items():
         counts |= _write_part(database, folder / name, part, sessions, augment, max_len)
         fingerprints[part] = _fingerprint(database, sessions)
-    counts |= _write_items(database, folder, name)
+    counts |= write_items(folder, name, item_contents(database, release, "occurring"))
     counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
     longest = max(
         int(database.value(f"SELECT max(len(items)) FROM {table}")) for table in parts.values()
@@ -133,25 +133,3 @@ def _fingerprint(database: Database, sessions: str) -> str:
     digest = sha256_file(path)
     path.unlink()
     return digest
-
-
-def _write_items(database: Database, folder: Path, name: str) -> dict[str, int]:
-    query = (
-        "SELECT o.item_id, i.content, i.cells FROM occurring o LEFT JOIN items i "
-        "ON o.item_id = i.item_id ORDER BY o.item_id"
-    )
-    with (
-        (folder / "items.jsonl").open("w", encoding="utf-8", newline="\n") as contents,
-        (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as features,
-    ):
-        features.write(ITEM_HEADER)
-        for rows in database.stream(query):
-            for item_id, content, cells in rows:
-                empty = ItemContent(item_id) if content is None else None
-                contents.write((content if empty is None else empty.to_line()) + "\n")
-                features.write((cells if empty is None else item_cells(empty)) + "\n")
-    present = ", ".join(f"count(*) FILTER (i.has_{flag})" for flag in FLAGS)
-    values = database.row(
-        f"SELECT {present} FROM occurring o JOIN items i ON o.item_id = i.item_id"
-    )
-    return {f"items_with_{flag}": int(v) for flag, v in zip(FLAGS, values, strict=True)}

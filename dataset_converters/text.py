@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from functools import lru_cache
 from typing import Any
 
 _HIDDEN_BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -15,8 +16,8 @@ _PAGE_SOURCE = re.compile(
 )
 _UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff]")
-# Nothing that any pattern above looks for: most published names, and they are many.
-_PLAIN = re.compile(r"[^&<{(=\x00-\x1f\x7f-\x9f\u200b\ufeff\ud800-\udfff]*")
+# Nothing that any pattern above looks for, once entities are resolved: most published texts.
+_PLAIN = re.compile(r"[^<{(=\x00-\x1f\x7f-\x9f\u200b\ufeff\ud800-\udfff]*")
 _NUMBER = r"\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 _PRICE = re.compile(rf"^\s*{_NUMBER}(?:\s*-\s*{_NUMBER})?\s*$")
 
@@ -28,7 +29,7 @@ def _unescape(text: str) -> str:
         if plain == text:
             break
         text = plain
-    return _UNPAIRED_SURROGATE.sub("", text)
+    return text
 
 
 def clean_text(text: str) -> str:
@@ -36,24 +37,31 @@ def clean_text(text: str) -> str:
 
     White space of any kind becomes single spaces. A "<" that opens no tag ("I <3 tea") stays.
     """
-    if _PLAIN.fullmatch(text):
-        return " ".join(text.split())
-    text = _unescape(text)
-    for pattern in (_HIDDEN_BLOCK, _COMMENT, _TAG, _CONTROL):
-        text = pattern.sub(" ", text)
-    return " ".join(text.split())
-
-
-def is_page_source(text: str) -> bool:
-    """Whether `text` is a scrap of a web page (``<span class="a-size-medium"``), not a name."""
-    return bool(_PAGE_SOURCE.search(_unescape(text)))
+    return _clean(text, name=False)
 
 
 def clean_name(text: str) -> str:
-    """Clean a title, brand or category name; page source becomes the empty string."""
-    if _PLAIN.fullmatch(text):
-        return " ".join(text.split())
-    return "" if is_page_source(text) else clean_text(text)
+    """Clean a title, brand or category name; page source becomes the empty string.
+
+    Page source is a scrap of a web page, such as ``<span class="a-size-medium"``.
+    """
+    return _clean(text, name=True)
+
+
+# Brands and categories come again and again.
+clean_known_name = lru_cache(maxsize=4096)(clean_name)
+
+
+def _clean(text: str, *, name: bool) -> str:
+    if "&" in text:
+        text = _unescape(text)
+    if not _PLAIN.fullmatch(text):
+        text = _UNPAIRED_SURROGATE.sub("", text)
+        if name and _PAGE_SOURCE.search(text):
+            return ""
+        for pattern in (_HIDDEN_BLOCK, _COMMENT, _TAG, _CONTROL):
+            text = pattern.sub(" ", text)
+    return " ".join(text.split())
 
 
 def as_strings(value: Any) -> list[str]:
@@ -72,7 +80,7 @@ def clean_list(value: Any) -> list[str]:
 
 def clean_names(value: Any) -> list[str]:
     """Return the non-empty cleaned names of a list field, page source left out."""
-    return [text for text in map(clean_name, as_strings(value)) if text]
+    return [text for text in map(clean_known_name, as_strings(value)) if text]
 
 
 def parse_price(value: Any) -> float | None:

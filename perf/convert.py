@@ -1,14 +1,17 @@
 """Converting raw Amazon files: time against a plain pandas script, and peak memory by size.
 
-Usage: python perf/convert.py [--reviews 5000000] [--large 20000000] [--runs 1] [--folder DIR]
+Usage: python perf/convert.py [--reviews 5000000] [--others 1000000 10000000 20000000] [--runs 1]
+    [--sports] [--folder DIR]
 
 Writes raw files of the 2018 format, converts them by DIMO's recipe with `convert_amazon` and with
 `convert_with_pandas.py`, each in a process of its own, and compares the bytes of what both write.
-The last line is a JSON object:
+The sizes in `others` and, with --sports, a file of the shape of Amazon's Sports (2,839,940 reviews
+of 104,687 items by 332,447 users, metadata of 962,876 items) are converted by `convert_amazon`
+alone. All times and peaks are logged. The last line is a JSON object:
     speedup: seconds of the script / seconds of `convert_amazon`, the best of `runs` each,
         alternating.
-    peak_mb_5m, peak_mb_20m: largest resident memory of `convert_amazon` at `reviews` and at
-        `large` reviews, in MB of 10^6 bytes. peak_mb_20m is null with --large 0.
+    peak_mb_5m, peak_mb_20m: largest resident memory of `convert_amazon` at `reviews` and at the
+        largest size, in MB of 10^6 bytes.
     mb_per_s: decompressed MB of reviews a second, at `reviews`.
 """
 
@@ -25,6 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
+SPORTS = (2_839_940, 332_447, 104_687, 962_876 - 104_687)
 HERE = Path(__file__).resolve().parent
 FILES = ("x.inter", "x.train.inter", "x.valid.inter", "x.test.inter", "x.item")
 OURS = (
@@ -45,16 +49,20 @@ def timed(command: list[str]) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
+    log(f"{seconds:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of CPU, {peak:.0f} MB")
+    return seconds, peak
 
 
-def write_raw(folder: Path, reviews: int) -> tuple[Path, Path]:
-    """Write the raw files in a process of its own.
+def write_raw(folder: Path, *shape: int) -> tuple[Path, Path]:
+    """Write the raw files in a process of its own; see `raw_reviews.py` for `shape`.
 
     A child's largest resident memory starts at its parent's of the moment: this one stays small.
     """
     program = str(HERE / "raw_reviews.py")
-    subprocess.run([sys.executable, program, str(folder), str(reviews)], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, program, str(folder), *map(str, shape)], check=True)
+    log(f"{shape[0]:,} reviews: {(folder / 'reviews.json.gz').stat().st_size / 1e6:.0f} MB gzip")
     return folder / "reviews.json.gz", folder / "meta.json.gz"
 
 
@@ -84,39 +92,49 @@ def decompressed(path: Path) -> int:
     return size
 
 
+def alone(folder: Path, name: str, *shape: int) -> float:
+    """Convert a file of a shape with `convert_amazon`; return the peak memory in MB."""
+    seconds, peak = ours(write_raw(folder / "raw", *shape), folder / "ours")
+    counts = json.loads((folder / "ours" / "x" / "dataset.json").read_text())["counts"]
+    log(
+        f"{name}: {seconds:.1f} s, {peak:.0f} MB; {counts['sessions']:,} sessions, "
+        f"{counts['interactions']:,} interactions, {counts['items']:,} items"
+    )
+    return peak
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--reviews", type=int, default=5_000_000)
-    parser.add_argument("--large", type=int, default=20_000_000)
+    parser.add_argument(
+        "--others", type=int, nargs="*", default=[1_000_000, 10_000_000, 20_000_000]
+    )
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="for 3.5 GB of raw files")
+    parser.add_argument("--sports", action="store_true", help="a file shaped like Amazon's Sports")
+    parser.add_argument("--folder", type=Path, help="for up to 3 GB of raw files")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
+        if args.sports:
+            alone(folder, "Sports", *SPORTS)
         raw = write_raw(folder / "raw", args.reviews)
-        log(f"{args.reviews:,} reviews: {raw[0].stat().st_size / 1e6:.0f} MB gzip")
         mine, theirs = [], []
         for run in range(args.runs):
             mine.append(ours(raw, folder / "ours"))
             theirs.append(script(raw, folder / "script"))
-            log(f"run {run + 1}: ours {mine[-1]}, script {theirs[-1]} (seconds, MB)")
+            log(f"run {run + 1}: {theirs[-1][0] / mine[-1][0]:.1f} times as fast as the script")
         compare(folder)
         seconds = min(s for s, _ in mine)
         result = {
             "speedup": min(s for s, _ in theirs) / seconds,
             "peak_mb_5m": max(mb for _, mb in mine),
-            "peak_mb_20m": None,
+            "peak_mb_20m": max(mb for _, mb in mine),
             "mb_per_s": decompressed(raw[0]) / 1e6 / seconds,
-            "seconds": seconds,
-            "reviews": args.reviews,
-            "large": args.large,
         }
-        if args.large:
-            shutil.rmtree(folder / "raw")
-            raw = write_raw(folder / "raw", args.large)
-            log(f"{args.large:,} reviews: {raw[0].stat().st_size / 1e6:.0f} MB gzip")
-            seconds, result["peak_mb_20m"] = ours(raw, folder / "ours")
-            log(f"{args.large:,} reviews: {seconds:.1f} s, {result['peak_mb_20m']:.0f} MB")
+        for size in sorted(args.others):
+            peak = alone(folder, f"{size:,} reviews", size)
+            if size > args.reviews:
+                result["peak_mb_20m"] = peak
     print(json.dumps(result))
 
 

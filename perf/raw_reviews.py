@@ -1,6 +1,6 @@
 """Writes raw Amazon files of the 2018 format, as large as asked, for measurements.
 
-Usage: raw_reviews.py FOLDER REVIEWS
+Usage: raw_reviews.py FOLDER REVIEWS [USERS ITEMS UNREVIEWED]
 """
 
 from __future__ import annotations
@@ -41,15 +41,26 @@ def _texts(rng: np.random.Generator, count: int) -> list[str]:
     return texts
 
 
-def write_raw_files(folder: Path, reviews: int, *, seed: int = 0) -> tuple[Path, Path]:
+def write_raw_files(
+    folder: Path,
+    reviews: int,
+    users: int | None = None,
+    items: int | None = None,
+    unreviewed: int = 0,
+    *,
+    seed: int = 0,
+) -> tuple[Path, Path]:
     """Write ``reviews.json.gz`` and ``meta.json.gz``; return their paths.
+
+    The metadata have `unreviewed` records of items without reviews, between the others.
 
     Users visit on days and review one or a few items then; reviews are ordered by item, as in the
     published files. 1 item in 20 has no brand, 1 in 10 no image.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    users, items = reviews // REVIEWS_A_USER, max(reviews // REVIEWS_AN_ITEM, 10)
+    users = users or reviews // REVIEWS_A_USER
+    items = items or max(reviews // REVIEWS_AN_ITEM, 10)
     lengths = np.minimum(rng.geometric(0.6, reviews), 30)
     visits = int(np.searchsorted(np.cumsum(lengths), reviews)) + 1
     lengths = lengths[:visits]
@@ -77,13 +88,20 @@ def write_raw_files(folder: Path, reviews: int, *, seed: int = 0) -> tuple[Path,
             ]
             out.write("".join(lines).encode())
             print(f"{stop:,} reviews written", end="\r", file=sys.stderr)
-    return source, _write_metadata(folder / "meta.json.gz", item_ids, rng)
+    return source, _write_metadata(folder / "meta.json.gz", item_ids, unreviewed, rng)
 
 
-def _write_metadata(path: Path, item_ids: list[str], rng: np.random.Generator) -> Path:
+def _write_metadata(
+    path: Path, item_ids: list[str], unreviewed: int, rng: np.random.Generator
+) -> Path:
+    others = [json.dumps(_metadata(k, "%%", rng)).split("%%") for k in range(1000)]
+    written = 0
     with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as out:
-        for number, item_id in enumerate(item_ids):
-            out.write(json.dumps(_metadata(number, item_id, rng)) + "\n")
+        for number, item_id in enumerate(item_ids, start=1):
+            out.write(json.dumps(_metadata(number - 1, item_id, rng)) + "\n")
+            while written < unreviewed * number // len(item_ids):
+                out.write(_id(written, 8, "C0").join(others[written % 1000]) + "\n")
+                written += 1
     return path
 
 
@@ -111,4 +129,4 @@ def _metadata(number: int, item_id: str, rng: np.random.Generator) -> dict[str, 
 
 
 if __name__ == "__main__":
-    write_raw_files(Path(sys.argv[1]), int(sys.argv[2]))
+    write_raw_files(Path(sys.argv[1]), *map(int, sys.argv[2:]))

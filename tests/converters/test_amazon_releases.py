@@ -15,6 +15,7 @@ from raw_amazon import SHARED, START, random_reviews, raw_files, rows, write_lin
 
 from dataset_converters.amazon import convert_amazon
 from dataset_converters.amazon_records import RELEASES, item_content
+from dataset_converters.download_urls import candidates
 from dataset_converters.errors import InputError
 from dataset_converters.json_records import parse_literal
 from recbole_tpad.data import DatasetFolder
@@ -89,6 +90,7 @@ def test_2014(tmp_path: Path) -> None:
     item = json.loads((made.path / "items.jsonl").read_text().splitlines()[0])
     assert item["title"] == f'Don\'t "Mug" {item["item_id"]}'
     assert (item["brand"], item["price"]) == ("Ac\\me", 9.49)
+    assert "smaller_image_urls" not in item
     assert item["category_path"] == ["Home", "Mugs"]
     assert item["image_urls"] == [f"http://example.com/{item['item_id']}.jpg"]
     other = convert_amazon("x", *raw_files(tmp_path / "new", REVIEWS), tmp_path / "other")
@@ -101,7 +103,9 @@ def test_2023(tmp_path: Path, array: bool) -> None:
     made = convert_amazon("x", *files_2023(tmp_path / "raw", array=array), tmp_path)
     assert release_of(made.path) == "2023"
     item = json.loads((made.path / "items.jsonl").read_text().splitlines()[0])
-    assert item["image_urls"] == ["https://example.com/h", "https://example.com/l2"]
+    url = "https://example.com/"
+    assert item["image_urls"] == [url + "h", url + "l2"]
+    assert item["smaller_image_urls"] == [[url + "l", url + "t"], [url + "t2"]]
     assert (item["brand"], item["price"], item["category"]) == ("Acme", None, "Mugs")
     assert item["features"] == ["a", "b & c"]
     # Whole seconds are written, the order is that of the milliseconds.
@@ -115,6 +119,24 @@ def test_2023(tmp_path: Path, array: bool) -> None:
         first = min(by_user[user])[0]
         day = [row for row in sorted(by_user[user]) if row[0] < first + 86_400_000]
         assert [(ms // 1000, name) for ms, _, name in day] == mine
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_images_of_2018_in_both_variants(tmp_path: Path, exact: bool) -> None:
+    """What the metadata say of an image is what the downloader tries, size by size."""
+    url = "https://example.com/"
+    second = {"imageURL": [url + "s", url + "t"], "imageURLHighRes": [url + "l", url + "m"]}
+    first = {"image": [url + "s", url + "t"], "imageURL": None, "imageURLHighRes": None}
+    found = {}
+    for name, images in (("second", second), ("first", first)):
+        files = raw_files(tmp_path / name, REVIEWS, **images)
+        made = convert_amazon("x", *files, tmp_path / f"{name}-data", exact=exact)
+        found[name] = json.loads((made.path / "items.jsonl").read_text().splitlines()[0])
+    assert found["second"]["image_urls"] == second["imageURLHighRes"]
+    assert found["second"]["smaller_image_urls"] == [[url + "s"], [url + "t"]]
+    assert candidates(found["second"]) == [url + name for name in "lsmt"]
+    assert "smaller_image_urls" not in found["first"]
+    assert candidates(found["first"]) == [url + name for name in "st"]
 
 
 def test_a_release_can_be_forced_where_it_fits(tmp_path: Path) -> None:

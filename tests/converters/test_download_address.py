@@ -87,7 +87,8 @@ def test_smaller_sizes_come_before_the_next_image() -> None:
     assert candidates({"image_urls": [thumbnail]}) == list(sizes)
     item["smaller_image_urls"] = [["l", "s"], ["s"]]
     first, second, third = item["image_urls"]
-    assert candidates(item)[:5] == [first, "l", "s", second, third]
+    resized = [f"{amazon}41ab{end}" for end in (".jpg", "._SL500_.jpg", "._SL160_.jpg")]
+    assert candidates(item)[:8] == [first, "l", *resized, "s", second, third]
     assert candidates({"image_urls": [f"u{k}" for k in range(50)]}) == [f"u{k}" for k in range(12)]
     for nothing in ({}, {"image_urls": None}, {"image_urls": []}):
         assert candidates(nothing) == []

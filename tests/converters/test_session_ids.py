@@ -151,3 +151,13 @@ def test_real_sessions_in_recbole_and_in_the_runner(
     )
     parts = create_dataset(config).build()
     assert [len(part) for part in parts] == [37454, 4161, 4644]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared real data")
+def test_grocery_counts(tmp_path: Path) -> None:
+    source = SHARED / "session_ids" / "grocery"
+    train, test = (source / f"grocery.{part}.inter" for part in ("train", "test"))
+    counts = convert_session_ids("grocery", train, test, tmp_path).counts
+    assert counts["sessions_train"] + counts["sessions_valid"] == 43_270
+    assert (counts["sessions_test"], counts["items"]) == (4_770, 7_877)

@@ -70,3 +70,25 @@ def test_large_images_are_preferred_and_version_1_is_read() -> None:
     old = item_content({"asin": "a", "image": small})
     assert old.image_urls == ("https://x/s.jpg",)
     assert old.has_large_image
+
+
+def test_smaller_images_are_kept_image_by_image() -> None:
+    def images(**record: object) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+        item = item_content({"asin": "a", **record})
+        return item.image_urls, item.smaller_image_urls
+
+    # 2014 and the first metadata of 2018 name one size.
+    assert images(imUrl="u") == (("u",), ())
+    assert images(image=["u", "v"]) == (("u", "v"), ())
+    assert images(imageURL=["s"], imageURLHighRes=[]) == (("s",), ())
+    # The second metadata of 2018 have two lists, image by image; else nothing says whose is whose.
+    both = images(imageURL=["s", "t", "s"], imageURLHighRes=["l", "m", "l"])
+    assert both == (("l", "m"), (("s",), ("t",)))
+    assert images(imageURL=["s"], imageURLHighRes=["l", "m"]) == (("l", "m"), ())
+    # 2023 has an object an image, or a list a size.
+    first = {"hi_res": "h", "large": "l", "thumb": "t"}
+    second = {"hi_res": None, "large": "m", "thumb": "m"}
+    expected = (("h", "m"), (("l", "t"), ()))
+    assert images(images=[first, second]) == expected
+    sizes = {"hi_res": ["h", None], "large": ["l", "m"], "thumb": ["t", "m"]}
+    assert images(images=sizes) == expected
