@@ -15,24 +15,33 @@ from recbole_tpad.presets import preset_names
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)?(#[^)\s]+)?\)")
 
 
-def commands(program: str) -> list[tuple[Path, str]]:
+def commands(program: str, *, in_sentences: bool = False) -> list[tuple[Path, str]]:
     """(page, command line) of every shown call of a program, continuation lines joined."""
     found = []
     for page in PAGES:
-        for block in SHELL.findall(page.read_text(encoding="utf-8")):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = line.partition("#")[0].strip()
-                start = words.find(program)
-                if start >= 0 and (start == 0 or words[start - 1] in " -"):
-                    found.append((page, words[start:]))
+        text = page.read_text(encoding="utf-8")
+        blocks = [
+            line
+            for block in SHELL.findall(text)
+            for line in block.replace("\\\n", " ").splitlines()
+        ]
+        if in_sentences:
+            blocks += [" ".join(words.split()) for words in INLINE.findall(FENCED.sub("", text))]
+        for line in blocks:
+            words = line.partition("#")[0].strip()
+            start = words.find(program)
+            if start >= 0 and (start == 0 or words[start - 1] in " -"):
+                found.append((page, words[start:]))
     return found
 
 
 OURS = commands("recbole-tpad ")
-SCRIPTS = commands("python perf/")
+SCRIPTS = commands("python perf/", in_sentences=True)
 
 
 def test_there_is_something_to_check() -> None:

@@ -40,7 +40,9 @@ def write(path: Path, table: Rows) -> Path:
     elif name.endswith("parquet"):
         source = path.with_suffix(".jsonl.tmp")
         source.write_text("".join(json.dumps(row) + "\n" for row in table))
-        duckdb.sql(f"COPY (SELECT * FROM read_json('{source}', sample_size=-1)) TO '{path}'")
+        with duckdb.connect() as connection:
+            rows_of = f"SELECT * FROM read_json('{source}', sample_size=-1)"
+            connection.execute(f"COPY ({rows_of}) TO '{path}'")
         return path
     else:
         delimiter = ";" if ";" in name else "," if name.endswith("csv") else "\t"

@@ -97,9 +97,10 @@ def test_columns_of_numbers_and_plain_text(folder: DatasetFolder, tmp_path: Path
         f"('{i}', {a}, {b})" for i, (a, b) in zip(folder.item_ids, rows.tolist(), strict=True)
     )
     target = tmp_path / "t.parquet"
-    duckdb.execute(
-        f"COPY (SELECT * FROM (VALUES {values}) t(sku, a, b)) TO '{target}' (FORMAT parquet)"
-    )
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"COPY (SELECT * FROM (VALUES {values}) t(sku, a, b)) TO '{target}' (FORMAT parquet)"
+        )
     store = bring(folder, "p", target, id_column="sku")
     np.testing.assert_array_equal(store.array("vectors"), rows)
     text = tmp_path / "vectors.txt"
