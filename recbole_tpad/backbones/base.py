@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
 
 TOWERS = ("knowledge", "transition")
@@ -57,12 +58,15 @@ class Inputs(ABC):
         items: all items.
         device: where batches go.
         has_image, has_answer: (N,) bool; an answer is keywords or a category.
+        unreadable: item id → why its image cannot be shown; it counts as absent. Filled as images
+            are read, at the latest by `freeze`.
     """
 
     items: Sequence[Item]
     device: torch.device
     has_image: torch.Tensor
     has_answer: torch.Tensor
+    unreadable: dict[str, str]
 
     @abstractmethod
     def batch(
@@ -96,9 +100,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         active: the tower in use.
+        vision_cache: features of the frozen vision encoder on disk, if it has a place there.
     """
 
     active: str = TOWERS[0]
+    vision_cache: VisionCache | None = None
 
     @property
     @abstractmethod

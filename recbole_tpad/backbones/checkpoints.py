@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -40,8 +41,14 @@ def resolve(name: str, revision: str | None) -> Path:
     return Path(fetched)
 
 
-def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
+def checkpoint_files(
+    settings: BackboneSettings, parts: Collection[str] | None = None
+) -> dict[str, str]:
     """Name → SHA-256 of every file a backbone is made from: what its vectors depend on.
+
+    Args:
+        settings: which backbone.
+        parts: of these parts only.
 
     In the hub's cache a large file is a link to a blob that is named by its hash; it is not read.
 
@@ -50,6 +57,8 @@ def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
     """
     found = {}
     for part, (name, revision) in settings.parts().items():
+        if parts is not None and part not in parts:
+            continue
         folder = resolve(name, revision)
         for file in sorted(folder.iterdir()):
             if file.suffix in (".safetensors", ".json", ".model"):
@@ -59,13 +68,25 @@ def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
     return found
 
 
+def require_safetensors(folder: Path) -> None:
+    """Refuse a checkpoint without safetensors, before anything is built.
+
+    Raises:
+        InputError: it holds pickled weights only, or none.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(s))
+    found = f"only {', '.join(pickled[:3])}" if pickled else "no weights"
+    raise InputError(
+        f"{folder} has no .safetensors file ({found}). Pickled checkpoints are not read, since "
+        "they can run code; convert it with safetensors, or take a revision that has them."
+    )
+
+
 def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Read the tensors whose names start with `prefix` from a folder's safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{folder} has no .safetensors file. Pickled checkpoints are not read; convert it."
-        )
     found = {}
     for file in files:
         with safe_open(file, framework="pt") as stream:
