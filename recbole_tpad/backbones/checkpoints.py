@@ -8,12 +8,22 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_file
 
+# No code and no pickled weights.
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -27,18 +37,41 @@ def resolve(name: str, revision: str | None) -> Path:
     if path.is_dir():
         return path
     try:
-        fetched = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "tokenizer*"],
-        )
+        fetched = snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
     except Exception as error:  # the hub client raises many kinds; each means "not to be had"
         raise InputError(
-            f"'{name}' is neither a local folder nor a model that can be fetched from the hub "
-            f"({type(error).__name__}). Check the spelling, access rights and network, or give a "
-            "local folder."
+            f"'{name}' is neither a local folder nor a model that can be fetched from the hub: "
+            f"{_reason(error, revision)}"
         ) from error
     return Path(fetched)
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    if isinstance(error, GatedRepoError):
+        return (
+            "it is gated. Accept its conditions on the hub, log in with 'hf auth login', or give "
+            "a local folder."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision '{revision}'."
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return "there is no such model, or it is private. Check the spelling and access rights."
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return (
+            "the hub cannot be reached and the model is not in the local cache. Fetch it once "
+            "with a network ('hf download'), or give a local folder."
+        )
+    return f"{type(error).__name__}. Check spelling, access rights and network."
+
+
+def revisions(settings: BackboneSettings) -> dict[str, str]:
+    """``revision of <hub id>`` → commit of every part that came from the hub."""
+    found = {}
+    for name, revision in settings.parts().values():
+        folder = resolve(name, revision)
+        if not Path(name).is_dir() and folder.parent.name == "snapshots":
+            found[f"revision of {name}"] = folder.name
+    return found
 
 
 def checkpoint_files(
@@ -61,7 +94,7 @@ def checkpoint_files(
             continue
         folder = resolve(name, revision)
         for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".json", ".model"):
+            if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
                 blob = file.resolve().name
                 hashed = file.is_symlink() and _SHA256.fullmatch(blob)
                 found[f"{part}/{file.name}"] = blob if hashed else sha256_file(file)

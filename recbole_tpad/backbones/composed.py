@@ -15,7 +15,14 @@ from PIL import Image
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_tpad.backbones.base import TOWERS, Backbone, Encoded, Inputs, Prediction
+from recbole_tpad.backbones.base import (
+    FLOAT16_LOSS_SCALE,
+    TOWERS,
+    Backbone,
+    Encoded,
+    Inputs,
+    Prediction,
+)
 from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
 from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers
 from recbole_tpad.backbones.prompts import (
@@ -65,6 +72,7 @@ class ComposedBackbone(Backbone):
         max_text_tokens: budget of an item's text.
         readout: 'at' the summary token, or 'before' it (NoteLLM-2).
         gist_mask: answer tokens see only the summary tokens and earlier answer tokens.
+        activation_checkpointing: recompute layers in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class ComposedBackbone(Backbone):
         max_text_tokens: int = 96,
         readout: str = "at",
         gist_mask: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.vision = vision
@@ -87,6 +96,10 @@ class ComposedBackbone(Backbone):
         self.readout = readout
         self.gist_mask = gist_mask
         words = language_model.get_input_embeddings().weight
+        if words.dtype == torch.float16:
+            self.loss_scale = FLOAT16_LOSS_SCALE
+        if activation_checkpointing:
+            language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.language_model = add_towers(language_model, lora)
         queries, vision_dim = vision.shape
         spread = float(words.detach().float().std())
@@ -155,7 +168,7 @@ class ComposedBackbone(Backbone):
     def encode(self, batch: ComposedBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
         head = self.language_model.get_output_embeddings()
-        return encoded(batch.prompts, self.hidden(*batch), self.readout, head)
+        return encoded(batch.prompts, self.hidden(*batch), self.readout, head, self.scale_now)
 
     def predict(
         self,

@@ -180,6 +180,14 @@ class ComposedInputs(Inputs):
             self.has_image[seen].to(self.device),
         )
 
+    def prompt_text(self, row: int) -> str:
+        """The prompt with its answer lead."""
+        return self._backbone.prompts.shown(self._prompts[row].ids)
+
+    def answer_lengths(self) -> torch.Tensor:
+        """(N,) tokens of the gold answers, the end-of-sequence token included."""
+        return torch.tensor([len(p.answer) for p in self._prompts])
+
     def lengths(self) -> torch.Tensor:
         """(N,) prompt lengths of the states prompt, in tokens."""
         return torch.tensor([len(p.ids) for p in self._state_prompts])

@@ -79,6 +79,7 @@ def load_composed(settings: BackboneSettings) -> ComposedBackbone:
         template=PromptTemplate.from_config(settings.prompt),
         max_text_tokens=settings.max_text_tokens,
         readout=settings.readout,
+        activation_checkpointing=settings.activation_checkpointing,
         gist_mask=settings.gist_mask,
     )
 
@@ -110,6 +111,7 @@ def load_native(settings: BackboneSettings) -> NativeBackbone:
         template=PromptTemplate.from_config(settings.prompt),
         max_text_tokens=settings.max_text_tokens,
         readout=settings.readout,
+        activation_checkpointing=settings.activation_checkpointing,
     )
 
 

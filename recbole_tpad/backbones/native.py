@@ -19,7 +19,14 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_tpad.backbones.base import TOWERS, Backbone, Encoded, Inputs, Prediction
+from recbole_tpad.backbones.base import (
+    FLOAT16_LOSS_SCALE,
+    TOWERS,
+    Backbone,
+    Encoded,
+    Inputs,
+    Prediction,
+)
 from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers
 from recbole_tpad.backbones.prompts import (
@@ -79,6 +86,7 @@ class NativeBackbone(Backbone):
         template: prompt parts.
         max_text_tokens: budget of an item's text.
         readout: 'at' the summary token, or 'before' it.
+        activation_checkpointing: recompute layers in the backward pass instead of keeping them.
 
     Raises:
         InputError: a model that takes no image features, or whose image token is not known.
@@ -94,6 +102,7 @@ class NativeBackbone(Backbone):
         template: PromptTemplate,
         max_text_tokens: int = 96,
         readout: str = "at",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.image_processor = image_processor
@@ -114,6 +123,10 @@ class NativeBackbone(Backbone):
         decoder = inner.get_decoder()
         prefix = next(n for n, m in model.named_modules() if m is decoder)
         words = model.get_input_embeddings().weight
+        if words.dtype == torch.float16:
+            self.loss_scale = FLOAT16_LOSS_SCALE
+        if activation_checkpointing:
+            decoder.gradient_checkpointing_enable({"use_reentrant": False})
         self.word_dim = int(words.shape[1])
         spread = float(words.detach().float().std())
         self.model = add_towers(model, lora, (f"{prefix}.",))
@@ -239,7 +252,8 @@ class NativeBackbone(Backbone):
     def encode(self, batch: NativeBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
         hidden = self._forward(batch, use_cache=False).last_hidden_state
-        return encoded(batch.prompts, hidden, self.readout, self.model.get_output_embeddings())
+        head = self.model.get_output_embeddings()
+        return encoded(batch.prompts, hidden, self.readout, head, self.scale_now)
 
     @torch.no_grad()
     def predict(
@@ -300,6 +314,15 @@ class NativeInputs(Inputs):
         rows = range(0, len(self.items), chunk)
         for start in tqdm(rows, desc="vision features", delay=3, leave=False):
             self._compute(range(start, min(start + chunk, len(self.items))))
+
+    def prompt_text(self, row: int) -> str:
+        """The prompt with its answer lead."""
+        ids = self._prompt(row, row, self._backbone.prompts.answer_lead)
+        return self._backbone.prompts.shown(ids)
+
+    def answer_lengths(self) -> torch.Tensor:
+        """(N,) tokens of the gold answers, the end-of-sequence token included."""
+        return torch.tensor([len(a) for a in self._answers])
 
     def lengths(self) -> torch.Tensor:
         """(N,) prompt lengths in tokens, images included."""

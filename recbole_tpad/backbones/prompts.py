@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -168,6 +169,19 @@ class PromptEncoder:
     def prompt(self, item: Item) -> Prompt:
         """Prompt with its gold answer, ended by the end-of-sequence token."""
         return Prompt(self.states_prompt(item) + self._to_answer, self.answer(item))
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """A prompt as text, markers in angle brackets."""
+        pieces: list[str] = []
+        for marker, run in groupby(ids, key=lambda i: min(i, 0)):
+            found = list(run)
+            if marker == VISUAL_TOKEN:
+                pieces.append(f"<image x {len(found)}>")
+            elif marker < 0:
+                pieces.append("<IMG_SUM>" if marker == IMAGE_SUMMARY else "<TEXT_SUM>")
+            else:
+                pieces.append(self._tokenizer.decode(found))
+        return "".join(pieces)
 
     def parse_answer(self, ids: Sequence[int]) -> tuple[list[str], str]:
         """Split generated ids into (keywords, category), both as text."""

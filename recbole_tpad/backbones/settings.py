@@ -29,6 +29,7 @@ class BackboneSettings:
         max_text_tokens: budget of an item's text.
         readout: 'at' or 'before' the summary token.
         gist_mask: answers see only the summary tokens.
+        activation_checkpointing: less memory for about a third more time in training.
         prompt: prompt parts that differ from the default.
         lora: LoRA settings that differ from the default.
         tiny: sizes of the tiny backbone that differ from the default.
@@ -46,6 +47,7 @@ class BackboneSettings:
     max_text_tokens: int = 96
     readout: str = "at"
     gist_mask: bool = False
+    activation_checkpointing: bool = False
     prompt: dict[str, str] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     tiny: dict[str, Any] = field(default_factory=dict)
