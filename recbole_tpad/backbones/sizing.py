@@ -114,12 +114,14 @@ def count_step(
 
     words = torch.empty(batch, length, backbone.word_dim, dtype=decoder.dtype, device=META)
     words.requires_grad_()
+    # A finished mask: making one would look at values, which there are none of.
+    mask = torch.empty(batch, 1, length, length, dtype=decoder.dtype, device=META)
     places = torch.empty(batch, length, dtype=torch.int64, device=META)
     with backbone.training_only(backbone.tower_parameters("knowledge")):
         counter = FlopCounterMode(display=False)
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             hidden = decoder(
-                inputs_embeds=words, position_ids=places, use_cache=False
+                inputs_embeds=words, attention_mask=mask, position_ids=places, use_cache=False
             ).last_hidden_state
             head = backbone.language_model.get_output_embeddings()
             logits = head(hidden.flatten(0, 1)[:answers]).float()
@@ -132,9 +134,9 @@ def count_step(
     return Work(counter.get_total_flops(), forward, activations)
 
 
-@torch.no_grad()
-def vision_flops(backbone: ComposedBackbone, edge: int) -> int:
-    """Operations of the vision encoder on one image of `edge` x `edge` pixels."""
+def vision_flops(backbone: ComposedBackbone) -> int:
+    """Operations of the vision encoder on one image."""
+    edge = backbone.vision.image_size
     pixels = torch.empty(1, 3, edge, edge, device=META)
     with FlopCounterMode(display=False) as counter:
         backbone.vision(pixels)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from recbole_tpad.backbones.loading import load_composed
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import Item
+from recbole_tpad.demo.photographs import photograph
 from recbole_tpad.presets import read_preset
 from recbole_tpad.stages.generation_rate import measure
 from recbole_tpad.stages.held_out import split_holdout
@@ -26,37 +26,19 @@ from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
 from recbole_tpad.stages.loop import LoopSettings
 
 pytestmark = pytest.mark.slow
-COLOURS = {
-    "red": (205, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 70, 205),
-    "yellow": (225, 205, 50),
-    "purple": (140, 50, 160),
-    "white": (240, 240, 240),
-}
-SHAPES = ("round", "square", "tall", "wide")
-EDGE, ITEMS, STEPS = 48, 360, 220
-
-
-def picture(path: Path, colour: str, shape: str, rng: random.Random) -> Path:
-    """A shape somewhere on a noisy ground."""
-    noise = np.random.default_rng(rng.randrange(2**32)).integers(70, 130, (EDGE, EDGE, 3))
-    image = Image.fromarray(noise.astype(np.uint8), "RGB")
-    wide, tall = {"round": (12, 12), "square": (12, 12), "tall": (6, 18), "wide": (18, 6)}[shape]
-    x, y = rng.randint(wide + 1, EDGE - wide - 2), rng.randint(tall + 1, EDGE - tall - 2)
-    box = (x - wide, y - tall, x + wide, y + tall)
-    draw = ImageDraw.Draw(image)
-    (draw.ellipse if shape == "round" else draw.rectangle)(box, fill=COLOURS[colour])
-    image.save(path)
-    return path
+COLOURS = ("red", "yellow", "green", "turquoise", "blue", "black")
+SHAPES = ("round", "square", "triangle")
+ITEMS, STEPS = 480, 400
 
 
 def world(folder: Path) -> list[Item]:
-    rng = random.Random(3)
+    """Items that differ by their photographs only; these vary in light, size and place, too."""
+    rng = np.random.default_rng(3)
     made = []
     for k in range(ITEMS):
-        colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-        image = picture(folder / f"{k}.png", colour, shape, rng)
+        colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
+        image = folder / f"{k}.png"
+        photograph(rng, colour, shape, size=48, noise=6.0).save(image)
         made.append(Item(f"i{k}", "thing", "maker", "", "", None, image, (colour, shape)))
     return made
 
@@ -79,7 +61,7 @@ def rates(items: list[Item], gold: list[Item], folder: Path) -> dict[str, float 
     inputs = backbone.inputs(items, torch.device("cpu"))
     inputs.prepare(train_base=True)
     settings = KnowledgeSettings(
-        LoopSettings(STEPS, 2e-3, checkpoint_seconds=1e9), batch_size=32, train_base=True
+        LoopSettings(STEPS, 1.5e-3, checkpoint_seconds=1e9), batch_size=32, train_base=True
     )
     train_knowledge(backbone, inputs, settings, folder / "checkpoint", 0)
     inputs.freeze()
