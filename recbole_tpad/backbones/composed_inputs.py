@@ -69,14 +69,17 @@ class ComposedInputs(Inputs):
 
     def load_pixels(self, chunk: int = 64) -> None:
         """Read every image once and keep its pixels; for a backbone whose vision side trains."""
+        self._pixels = None
         rows = torch.nonzero(self.has_image).flatten()
         parts = rows.split(chunk) if len(rows) else ()
+        kept: torch.Tensor | None = None
         for part in tqdm(parts, desc="images", delay=3, leave=False):
             good, pixels = self._read(part)
             if len(good):
-                if self._pixels is None:
-                    self._pixels = torch.zeros(len(self.items), *pixels.shape[1:])
-                self._pixels[good] = pixels.cpu()
+                if kept is None:
+                    kept = torch.zeros(len(self.items), *pixels.shape[1:])
+                kept[good] = pixels.cpu()
+        self._pixels = kept  # last: from now on nothing is read from files
 
     def pixel_batches(self, limit: int = 512, chunk: int = 64) -> list[torch.Tensor]:
         """Pixels of up to `limit` images, spread evenly, in chunks (for standardising)."""
