@@ -55,7 +55,7 @@ SIZES = TinySettings(
     vocabulary=4000,
     image_size=224,
     patch_size=14,
-    vision_dim=192,
+    vision_dim=256,
     vision_layers=8,
     queries=32,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
         name=args.name,
         overrides=parse_overrides(overrides),
     )
+    if os.environ.get("RANK", "0") != "0":  # another process of a launcher speaks
+        return
     manifest = store.manifest
     sizes = ", ".join(f"{name} {dim}" for name, dim in manifest.modalities.items())
     print(f"{store.path}: {manifest.items:,} items, {sizes}, role {manifest.role}")
