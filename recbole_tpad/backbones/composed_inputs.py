@@ -78,7 +78,7 @@ class ComposedInputs(Inputs):
             if len(good):
                 if kept is None:
                     kept = torch.zeros(len(self.items), *pixels.shape[1:])
-                kept[good] = pixels.cpu()
+                kept[part[good]] = pixels.cpu()
         self._pixels = kept  # last: from now on nothing is read from files
 
     def pixel_batches(self, limit: int = 512, chunk: int = 64) -> list[torch.Tensor]:
@@ -106,7 +106,7 @@ class ComposedInputs(Inputs):
             good, pixels = self._read(part)
             if len(good):
                 found = self._backbone.vision(pixels)
-                named = zip(good.tolist(), found, strict=True)
+                named = zip(part[good].tolist(), found, strict=True)
                 cache.add({image_of[r]: {"features": f} for r, f in named})
         table = torch.zeros(len(self.items), *self._backbone.vision.shape, dtype=torch.float16)
         for row, image in image_of.items():
@@ -122,14 +122,14 @@ class ComposedInputs(Inputs):
         return path
 
     def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels of the rows whose image can be read, which these are, first."""
+        """Pixels of the images that can be read, after which of `rows` these are (places)."""
         if self._pixels is not None:
-            return rows, self._pixels[rows].to(self.device)
+            return torch.arange(len(rows)), self._pixels[rows].to(self.device)
         good, images = [], []
-        for row in rows.tolist():
+        for place, row in enumerate(rows.tolist()):
             try:
                 images.append(read_image(self._path(row)))
-                good.append(row)
+                good.append(place)
             except UnreadableImage as error:
                 self._reject(row, str(error))
         pixels = self._backbone.pixels(images) if images else torch.empty(0)
@@ -143,15 +143,11 @@ class ComposedInputs(Inputs):
         if self._features is not None:
             return self._features[rows].to(self.device).float()
         visual = torch.zeros(len(rows), *self._backbone.vision.shape, device=self.device)
-        present = rows[self.has_image[rows]]
-        if len(present):
-            good, pixels = self._read(torch.unique(present))
+        places = torch.nonzero(self.has_image[rows]).flatten()
+        if len(places):
+            good, pixels = self._read(rows[places])
             if len(good):
-                place = torch.full((len(self.items),), -1)
-                place[good] = torch.arange(len(good))
-                shown = place[rows] >= 0
-                found = self._backbone.vision(pixels)
-                visual[shown.to(self.device)] = found[place[rows][shown].to(self.device)]
+                visual[places[good].to(self.device)] = self._backbone.vision(pixels)
         return visual
 
     def batch(
