@@ -212,3 +212,40 @@ def test_a_loss_that_is_not_finite_names_the_items(
         backbone.tower_parameters("knowledge")["tower.summary_tokens"].fill_(float("nan"))
     with pytest.raises(InputError, match=r"the loss is nan on the items i\d\d, "):
         train_knowledge(backbone, inputs, SETTINGS, tmp_path / "c", 0)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_killed_run_with_looks_resumes_to_the_same_bits(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    settings = replace(
+        LOOKS,
+        loop=replace(LOOKS.loop, checkpoint_seconds=0),
+        patience=4,
+        micro_batch_tokens=150,
+    )
+    lora = {"dropout": 0.3}
+    whole, history = trained(checkpoint, dataset, tmp_path / "whole", settings, lora=lora)
+    for kill_at in (2, 5):
+        killed = load_backbone(checkpoint, lora=lora)
+        inputs = inputs_of(killed, dataset)
+        batches = iter(range(1000))
+        make = inputs.batch
+
+        def dying(
+            *args: Any, counter: Any = batches, last: int = kill_at, own: Any = make, **named: Any
+        ) -> Any:
+            if named.get("answers") and next(counter) == 3 * last:
+                raise Killed
+            return own(*args, **named)
+
+        inputs.batch = dying  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            train_knowledge(killed, inputs, settings, tmp_path / f"{kill_at}", 0)
+        again, resumed = trained(checkpoint, dataset, tmp_path / f"{kill_at}", settings, lora=lora)
+        assert resumed == history
+        pairs = zip(whole.parameters(), again.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
