@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,6 +28,7 @@ from recbole_tpad.backbones.base import (
 )
 from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
+from recbole_tpad.backbones.native_images import around_images, as_output, pooled_features
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
@@ -47,13 +47,6 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_file
 
 NO_IMAGE_TOKENS = 8  # learned vectors in the place of an absent image (assumption)
-# What families put around an image's tokens; the first pair whose tokens are all known is taken.
-_AROUND_IMAGES = (
-    ("<|vision_start|>", "<|vision_end|>"),  # Qwen-VL
-    ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),  # Idefics 3, SmolVLM
-    ("<start_of_image>", "<end_of_image>"),  # Gemma 3
-    ("<img>", "</img>"),  # InternVL
-)
 # Sizes that the model reads beside the pixels, for positions; kept with the features.
 _NOT_SIZES = ("pixel_values", "pixel_attention_mask")
 _SPECIAL = {IMAGE_SUMMARY: 0, TEXT_SUMMARY: 1}
@@ -119,7 +112,7 @@ class NativeBackbone(Backbone):
         if image_token is None:
             raise InputError(f"{type(model).__name__} has no image_token_id in its configuration.")
         self._image_token = int(image_token)
-        self._around = _around_images(tokenizer)
+        self._around = around_images(tokenizer)
         decoder = inner.get_decoder()
         prefix = next(n for n, m in model.named_modules() if m is decoder)
         words = model.get_input_embeddings().weight
@@ -242,7 +235,7 @@ class NativeBackbone(Backbone):
             if name in self._accepted:
                 options[name] = kind
         if batch.images:
-            options["mm_encoder_outputs"] = {"image": _as_output(batch.images, self.model.dtype)}
+            options["mm_encoder_outputs"] = {"image": as_output(batch.images, self.model.dtype)}
             for name in batch.images[0].keys() & self._accepted:
                 options[name] = torch.cat([image[name] for image in batch.images])
         if not batch.images or not hasattr(inner, "get_rope_index"):
@@ -359,7 +352,7 @@ class NativeInputs(Inputs):
         if image is None:
             tokens = [VISUAL_TOKEN] * NO_IMAGE_TOKENS
         else:
-            tokens = self._backbone.image_tokens(len(_pooled(image)))
+            tokens = self._backbone.image_tokens(len(pooled_features(image)))
         return [*self._backbone.prompts.lead, *tokens, *self._after[row], *lead]
 
     def _compute(self, rows: Iterable[int]) -> None:
@@ -383,28 +376,3 @@ class NativeInputs(Inputs):
     def _features(self, row: int) -> dict[str, torch.Tensor] | None:
         self._compute([row])
         return self._cache.get(self._images[row]) if self.has_image[row] else None
-
-
-def _pooled(image: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return image["list"] if "list" in image else image["tensor"]
-
-
-def _as_output(images: list[dict[str, torch.Tensor]], dtype: torch.dtype) -> SimpleNamespace:
-    """What `get_image_features` would have returned for these images together."""
-    pooled = [_pooled(image).to(dtype) for image in images]
-    layers = sorted(n for n in images[0] if n.startswith("deepstack."))
-    return SimpleNamespace(
-        pooler_output=torch.stack(pooled) if "tensor" in images[0] else pooled,
-        deepstack_features=[[image[n].to(dtype) for image in images] for n in layers],
-    )
-
-
-def _around_images(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Ids before and after an image's tokens; nothing where the family is not known."""
-    known = tokenizer.get_vocab()
-    for before, after in _AROUND_IMAGES:
-        parts = [p for p in (before + after).replace("><", "> <").split(" ") if p]
-        if all(part in known for part in parts):
-            ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, after)]
-            return ids[0], ids[1]
-    return [], []
