@@ -16,36 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
-from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.backbones.loading import (
-    BackboneSettings,
-    checkpoint_files,
-    load_composed,
-)
+from recbole_tpad.backbones.base import Backbone, Inputs
+from recbole_tpad.backbones.checkpoints import checkpoint_files, revisions
+from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.prompts import PromptTemplate
+from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
+from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
+from recbole_tpad.generators.tpad_plan import PlannedStages, plan
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
 from recbole_tpad.stages.generation_rate import measure
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.held_out import split_holdout
+from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.knowledge import (
     KnowledgeSettings,
-    split_holdout,
+    best_weights_file,
     train_knowledge,
     trained_parameters,
 )
 from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.probes import knowledge_warnings, probe_knowledge
+from recbole_tpad.stages.processes import processes
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
-
-LATE_GENERATION_RATE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,18 @@ class TpadGenerator:
             changes["image"] = None
         if not self._settings.use_text:
             changes |= {"title": "", "brand": "", "description": ""}
-        return [dataclasses.replace(item, **changes) for item in dataset.items]
+        items = []
+        for item in dataset.items:
+            gone = item.image is not None and not item.image.is_file()
+            own: dict[str, Any] = {"image": None} if gone else {}
+            items.append(dataclasses.replace(item, **(own | changes)))
+        return items
 
     def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
         settings = self._settings
         common = {"code": recbole_tpad.__version__, "seed": settings.seed}
-        files = {} if settings.backbone.kind == "tiny" else checkpoint_files(settings.backbone)
+        tiny = settings.backbone.kind == "tiny"
+        files = {} if tiny else checkpoint_files(settings.backbone)
         asked = dataclasses.asdict(settings.backbone)
         backbone = sha256_json({**common, "backbone": asked, "files": files})
         content = items_sha256(items, images=True, keywords=True)
@@ -123,6 +130,8 @@ class TpadGenerator:
 
         knowledge = stage("knowledge", settings.knowledge, backbone, content)
         found = {"backbone": backbone, "items": content, "knowledge": knowledge}
+        if not tiny:
+            found |= revisions(settings.backbone)
         if not settings.no_alignment:
             split = dataset.split_fingerprint
             transition = stage("transition", settings.transition, knowledge, split)
@@ -134,6 +143,17 @@ class TpadGenerator:
         """Fingerprints of backbone, items, split and stages."""
         return self._fingerprints(dataset, self._items(dataset))
 
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would take; nothing is loaded."""
+        settings = self._settings
+        later = not settings.no_alignment
+        stages = PlannedStages(
+            settings.knowledge,
+            settings.transition if later else None,
+            settings.alignment if later else None,
+        )
+        return plan(settings.backbone, stages, self._items(dataset), self._device)
+
     # -- stages --------------------------------------------------------------------------------
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
@@ -142,7 +162,7 @@ class TpadGenerator:
         run = _Run(dataset, items, work, self._fingerprints(dataset, items))
         torch.manual_seed(self._settings.seed)
         backbone = self._backbone(run)
-        inputs = ItemInputs(backbone, items, self._device)
+        inputs = backbone.inputs(items, self._device)
 
         self._knowledge(run, backbone, inputs, record)
         if not self._settings.no_alignment:
@@ -167,7 +187,7 @@ class TpadGenerator:
             inputs=run.fingerprints,
         )
 
-    def _backbone(self, run: _Run) -> ComposedBackbone:
+    def _backbone(self, run: _Run) -> Backbone:
         settings = self._settings.backbone
         if settings.kind == "tiny":
             disable_progress_bar()  # small local files: transformers' bars would bury ours
@@ -177,74 +197,77 @@ class TpadGenerator:
             texts = [_all_text(item) for item in run.items] + scaffold
             key = sha256_json([run.fingerprints["backbone"], texts])
             folder = run.work / f"tiny-{key[:16]}"
-            if not (folder / "tiny.json").is_file():
+            if processes().first and not (folder / "tiny.json").is_file():
                 with atomic_folder(folder) as made:
                     create_tiny(made, texts, sizes, self._settings.seed)
+            processes().wait()
             settings = dataclasses.replace(
                 settings,
                 vision=str(folder / "vision"),
                 language_model=str(folder / "language_model"),
             )
-        return load_composed(settings).to(self._device).eval()
+        shared = settings.kind != "tiny" and not self._settings.knowledge.train_base
+        features = run.work if shared else None
+        return load_backbone(settings, run.items, features).to(self._device).eval()
 
     def _cached(self, run: _Run, name: str, train: Callable[[Path], _Stage]) -> _Stage:
         """Return a stage's result from disk, or train it and put it there."""
         key = f"{name}-{run.fingerprints[name][:16]}"
         folder = run.work / key
-        if not (folder / "stage.json").is_file():
+        team = processes()
+        done = (folder / "stage.json").is_file()
+        team.wait()
+        if not done:
             checkpoint = run.work / f"{key}.checkpoint"
             started = time.perf_counter()
             stage = train(checkpoint)
             stage.record["seconds"] = time.perf_counter() - started
-            with atomic_folder(folder) as made:
-                save_file(stage.weights, made / "weights.safetensors")
-                write_json(made / "stage.json", {"name": name, **stage.record})
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            if team.first:
+                base = {"base": run.fingerprints["backbone"]}
+                with atomic_folder(folder) as made:
+                    save_file(stage.weights, made / "weights.safetensors", metadata=base)
+                    write_json(made / "stage.json", {"name": name, **stage.record})
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                best_weights_file(checkpoint).unlink(missing_ok=True)
+            team.wait()
         # Read back even when just trained: later stages see what a resumed run would see.
         return _Stage(
-            load_file(folder / "weights.safetensors"),
+            load_tower(folder / "weights.safetensors", run.fingerprints["backbone"]),
             json.loads((folder / "stage.json").read_text(encoding="utf-8")),
         )
 
-    def _knowledge(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
-    ) -> None:
+    def _knowledge(self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord) -> None:
         settings, seed = self._settings.knowledge, self._settings.seed
         parameters = trained_parameters(backbone, settings)
-        standardised = {f"vision.{n}": b for n, b in backbone.vision.named_buffers()}
+        fitted = backbone.fitted_buffers()
 
         def train(checkpoint: Path) -> _Stage:
-            if settings.train_base:
-                inputs.load_pixels()
-                batches = inputs.pixel_batches()
-                if batches:
-                    backbone.vision.standardise(batches)
-            else:
-                inputs.cache_features()
+            inputs.prepare(train_base=settings.train_base)
             result = train_knowledge(backbone, inputs, settings, checkpoint, seed)
-            weights = _copy(parameters) | _copy(standardised)
-            return _Stage(weights, {"history": result.history, "summary": {}})
+            weights = _copy(parameters) | _copy(fitted)
+            absent = int((~inputs.has_image).sum())
+            summary = {"items_without_image": absent, "unreadable_images": len(inputs.unreadable)}
+            summary["stopped_early"] = int(result.stopped)
+            return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "knowledge", train)
-        _load(parameters | standardised, stage.weights)
-        inputs.cache_features()
+        put(parameters | fitted, stage.weights)
+        inputs.freeze()
         record.stages.append(stage.record)
         record.generation_rate = self._generation_rate(run, backbone, inputs)
-        rate = record.generation_rate["recall"] if record.generation_rate else None
-        if rate is None:
+        found = knowledge_warnings(record.generation_rate)
+        if found and record.generation_rate is not None:
+            labelled = torch.nonzero(inputs.has_answer).flatten().tolist()
+            found.append(str(probe_knowledge(backbone, inputs, labelled, parameters)))
+        record.warnings += found
+        if inputs.unreadable:
+            reasons = "; ".join(inputs.unreadable[i] for i in sorted(inputs.unreadable)[:5])
             record.warnings.append(
-                "No Generation Rate: too few items have visual keywords. The knowledge tower "
-                "learned what the other labels say, at most the categories."
-            )
-        elif rate <= LATE_GENERATION_RATE:
-            record.warnings.append(
-                f"Generation Rate is {rate:.3f}, not above {LATE_GENERATION_RATE}: the knowledge "
-                "tower does not say what is in the pictures. Train stage 1 longer, or check the "
-                "keywords."
+                f"{len(inputs.unreadable):,} images cannot be read and count as absent: {reasons}"
             )
 
     def _generation_rate(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs
+        self, run: _Run, backbone: Backbone, inputs: Inputs
     ) -> dict[str, float | None] | None:
         """Measured once per knowledge tower, kept beside it."""
         key = f"knowledge-{run.fingerprints['knowledge'][:16]}"
@@ -254,12 +277,14 @@ class TpadGenerator:
             _, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
             labelled = [row for row in holdout if run.items[row].keywords]
             measured = measure(backbone, inputs, labelled, seed=seed) if len(labelled) > 1 else None
-            write_json(file, measured)
+            if processes().first:
+                write_json(file, measured)
+            processes().wait()
         found: dict[str, float | None] | None = json.loads(file.read_text(encoding="utf-8"))
         return found
 
     def _transition(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
+        self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord
     ) -> dict[str, torch.Tensor]:
         settings, seed = self._settings.transition, self._settings.seed
 
@@ -273,15 +298,15 @@ class TpadGenerator:
             return _Stage(weights, {"history": history, "summary": summary})
 
         stage = self._cached(run, "transition", train)
-        _load(backbone.tower_parameters("transition"), stage.weights)
+        put(backbone.tower_parameters("transition"), stage.weights)
         record.stages.append(stage.record)
         return encode_states(backbone, inputs, "transition")
 
     def _alignment(
         self,
         run: _Run,
-        backbone: ComposedBackbone,
-        inputs: ItemInputs,
+        backbone: Backbone,
+        inputs: Inputs,
         teacher: dict[str, torch.Tensor],
         record: RunRecord,
     ) -> None:
@@ -300,7 +325,7 @@ class TpadGenerator:
             return _Stage(weights, {"history": history, "summary": summary})
 
         stage = self._cached(run, "alignment", train)
-        _load(backbone.tower_parameters("knowledge"), stage.weights)
+        put(backbone.tower_parameters("knowledge"), stage.weights)
         record.stages.append(stage.record)
 
 
@@ -338,9 +363,3 @@ def _without_checkpointing(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _copy(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {n: t.detach().cpu().clone().contiguous() for n, t in named.items()}
-
-
-@torch.no_grad()
-def _load(named: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    for name, tensor in named.items():
-        tensor.copy_(weights[name])

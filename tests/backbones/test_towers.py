@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_catalogue import load_backbone
 
-from recbole_tpad.backbones.composed import TOWERS, ComposedBackbone
+from recbole_tpad.backbones.base import TOWERS, Inputs
+from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import Item
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.errors import InputError
+from recbole_tpad.stages.inputs import encode_states
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def test_every_parameter_belongs_to_one_owner(backbone: ComposedBackbone) -> Non
 def test_a_copied_tower_gives_the_same_states(
     backbone: ComposedBackbone, items: list[Item]
 ) -> None:
-    inputs = ItemInputs(backbone, items, torch.device("cpu"))
+    inputs = backbone.inputs(items, torch.device("cpu"))
     knowledge, transition = (encode_states(backbone, inputs, t) for t in TOWERS)
     assert all((knowledge[n] - transition[n]).abs().max() > 1e-3 for n in knowledge)
     backbone.copy_tower("knowledge", "transition")
@@ -47,7 +51,7 @@ def test_training_one_tower_leaves_the_rest(backbone: ComposedBackbone, items: l
     backbone.copy_tower("knowledge", "transition")
     before = {n: p.detach().clone() for n, p in backbone.named_parameters()}
     own = backbone.tower_parameters("transition")
-    inputs = ItemInputs(backbone, items, torch.device("cpu"))
+    inputs = backbone.inputs(items, torch.device("cpu"))
     backbone.use("transition")
     with backbone.training_only(own):
         assert {id(p) for p in backbone.parameters() if p.requires_grad} == {
@@ -71,7 +75,7 @@ def test_training_one_tower_leaves_the_rest(backbone: ComposedBackbone, items: l
 
 def test_a_new_adapter_changes_nothing(checkpoint: Path, items: list[Item]) -> None:
     fresh = load_backbone(checkpoint, stir=False)
-    inputs = ItemInputs(fresh, items, torch.device("cpu"))
+    inputs = fresh.inputs(items, torch.device("cpu"))
     with_lora = encode_states(fresh, inputs, "knowledge")
     with fresh.language_model.disable_adapter():
         without = encode_states_of_the_base(fresh, inputs)
@@ -80,7 +84,27 @@ def test_a_new_adapter_changes_nothing(checkpoint: Path, items: list[Item]) -> N
 
 @torch.no_grad()
 def encode_states_of_the_base(
-    backbone: ComposedBackbone, inputs: ItemInputs
+    backbone: ComposedBackbone, inputs: Inputs
 ) -> dict[str, torch.Tensor]:
-    batch, visual, has_image = inputs.batch(torch.arange(len(inputs.items)))
-    return backbone.summaries(batch, backbone.hidden(batch, visual, has_image))
+    return backbone.encode(inputs.batch(torch.arange(len(inputs.items)))).summaries
+
+
+def test_weights_name_their_base(backbone: ComposedBackbone, tmp_path: Path) -> None:
+    tower = backbone.tower_parameters("knowledge")
+    file = tmp_path / "weights.safetensors"
+    save_file({n: p.detach() for n, p in tower.items()}, file, metadata={"base": "a" * 64})
+    weights = load_tower(file, "a" * 64)
+    put(tower, weights)
+    with pytest.raises(InputError, match="belongs to another base model"):
+        load_tower(file, "b" * 64)
+    name = next(n for n in tower if "lora_A" in n)
+    before = {n: p.clone() for n, p in tower.items()}
+    wider = {**{n: t + 1 for n, t in weights.items()}, name: torch.zeros(4, 48)}
+    with pytest.raises(InputError, match=r"do not fit the base model: .*lora_A.*\(4, 48\) here"):
+        put(tower, wider)
+    with pytest.raises(InputError, match="no such tensor"):
+        put(tower, {n: t for n, t in weights.items() if n != name})
+    assert all(torch.equal(p, before[n]) for n, p in tower.items())
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_tower(file, "a" * 64)
