@@ -1,6 +1,20 @@
 """Losses and mutual-information bounds: mathematics on tensors, no model, no data."""
 
 from recbole_tpad.objectives.contrastive import pair_info_nce
+from recbole_tpad.objectives.critics import CRITICS, CosineCritic, MlpCritic, make_critic
+from recbole_tpad.objectives.gradient_cache import (
+    average_gradients,
+    cached_states,
+    gather_slices,
+    own_slice,
+    processes,
+)
+from recbole_tpad.objectives.lower_bounds import (
+    Mine,
+    donsker_varadhan,
+    info_nce,
+    soft_divergence,
+)
 from recbole_tpad.objectives.mutual_information import (
     DiagonalGaussian,
     info_nce_bound,
@@ -10,9 +24,22 @@ from recbole_tpad.objectives.mutual_information import (
 )
 
 __all__ = [
+    "CRITICS",
+    "CosineCritic",
     "DiagonalGaussian",
+    "Mine",
+    "MlpCritic",
+    "average_gradients",
+    "cached_states",
+    "donsker_varadhan",
+    "gather_slices",
+    "info_nce",
     "info_nce_bound",
+    "make_critic",
+    "own_slice",
     "pair_info_nce",
+    "processes",
+    "soft_divergence",
     "soft_target_divergence",
     "vclub",
     "vclub_pairwise",
