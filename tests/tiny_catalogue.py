@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_data import planted_sessions, write_data_set
 
 from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.backbones.loading import BackboneSettings, load_composed
+from recbole_tpad.backbones.loading import load_composed
+from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import DatasetFolder, Item
 

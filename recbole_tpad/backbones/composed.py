@@ -7,8 +7,7 @@ space, the rows of the two summary tokens, and the visual tokens that stand for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,13 +16,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import nn
-from transformers import (
-    Blip2QFormerModel,
-    Blip2VisionModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_tpad.backbones.base import TOWERS, Backbone, Encoded, Inputs, Prediction
+from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
 from recbole_tpad.backbones.prompts import (
     IGNORED_LABEL,
     IMAGE_SUMMARY,
@@ -33,9 +29,9 @@ from recbole_tpad.backbones.prompts import (
     PromptEncoder,
     PromptTemplate,
 )
+from recbole_tpad.backbones.vision import VisionEncoder
+from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
-
-TOWERS = ("knowledge", "transition")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,53 +71,7 @@ class Tower(nn.Module):
         self.no_image = nn.Parameter(torch.randn(visual_tokens, word_dim) * spread)
 
 
-class VisionEncoder(nn.Module):
-    """BLIP-2's ViT and Q-Former: pixels → (B, queries, width), standardised per feature."""
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(
-        self,
-        vit: Blip2VisionModel,
-        qformer: Blip2QFormerModel,
-        query_tokens: torch.Tensor,
-    ) -> None:
-        super().__init__()
-        self.vit = vit
-        self.qformer = qformer
-        self.query_tokens = nn.Parameter(query_tokens)
-        width = vit.config.hidden_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(queries, width) of an image's features."""
-        return self.query_tokens.shape[1], self.query_tokens.shape[2]
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels (B, 3, H, W) to (B, queries, width)."""
-        patches = (self.vit(pixel_values=pixels).last_hidden_state - self.mean) * self.scale
-        queries = self.query_tokens.expand(pixels.shape[0], -1, -1)
-        output = self.qformer(query_embeds=queries, encoder_hidden_states=patches)
-        return output.last_hidden_state  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def standardise(self, batches: Sequence[torch.Tensor]) -> None:
-        """Fit the patch features' standardisation to images, given as pixel batches.
-
-        A randomly initialised ViT maps all images to nearly the same vector; without this the
-        Q-Former sees no difference between them. Pretrained encoders keep mean 0, scale 1.
-        """
-        patches = torch.cat(
-            [self.vit(pixel_values=p).last_hidden_state.flatten(0, 1) for p in batches]
-        )
-        self.mean.copy_(patches.mean(0))
-        self.scale.copy_(1 / patches.std(0).clamp(min=1e-6))
-
-
-class ComposedBackbone(nn.Module):
+class ComposedBackbone(Backbone):
     """Vision encoder + connector + causal language model with named towers.
 
     Args:
@@ -198,26 +148,18 @@ class ComposedBackbone(nn.Module):
         }
         return language | {f"vision.{n}": p for n, p in self.vision.named_parameters()}
 
-    @torch.no_grad()
-    def copy_tower(self, source: str, target: str) -> None:
-        """Start one tower from another's weights."""
-        values = self.tower_parameters(source)
-        for name, parameter in self.tower_parameters(target).items():
-            parameter.copy_(values[name])
+    def fitted_buffers(self) -> dict[str, torch.Tensor]:
+        """The standardisation of the vision encoder's patches."""
+        return {f"vision.{n}": b for n, b in self.vision.named_buffers()}
 
-    @contextmanager
-    def training_only(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-        """Within the context exactly these parameters take gradients; afterwards none do."""
-        chosen = {id(p) for p in parameters.values()}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
-        self.train()
-        try:
-            yield
-        finally:
-            self.eval()
-            for parameter in self.parameters():
-                parameter.requires_grad_(False)
+    @property
+    def widths(self) -> dict[str, int]:
+        """Both summary states have the language model's width."""
+        return {"visual": self.word_dim, "text": self.word_dim}
+
+    def inputs(self, items: Sequence[Item], device: torch.device) -> ComposedInputs:
+        """Items as prompts with images."""
+        return ComposedInputs(self, items, device)
 
     # -- forward -------------------------------------------------------------------------------
 
@@ -243,6 +185,31 @@ class ComposedBackbone(nn.Module):
             place = (batch.ids == marker).unsqueeze(-1)
             words = torch.where(place, tower.summary_tokens[row].to(words.dtype), words)
         return words
+
+    def encode(self, batch: ComposedBatch) -> Encoded:
+        """Summary states, and the answer loss where the batch holds answers."""
+        hidden = self.hidden(*batch)
+        prompts = batch.prompts
+        tokens = int((prompts.labels != IGNORED_LABEL).sum())
+        return Encoded(
+            self.summaries(prompts, hidden),
+            tokens,
+            (lambda: self.answer_loss(prompts, hidden)) if tokens else None,
+        )
+
+    def predict(
+        self,
+        inputs: Inputs,
+        rows: torch.Tensor,
+        *,
+        visual_rows: torch.Tensor | None = None,
+        max_new_tokens: int = 32,
+    ) -> list[Prediction]:
+        """Greedy generation from the prompt."""
+        assert isinstance(inputs, ComposedInputs)
+        batch = inputs.batch(rows, left=True, visual_rows=visual_rows)
+        said = self.generate(*batch, max_new_tokens=max_new_tokens)
+        return [Prediction(*self.prompts.parse_answer(ids)) for ids in said]
 
     def attention_mask(self, batch: PromptBatch) -> torch.Tensor:
         """The 2-D padding mask, or with `gist_mask` an additive (B, 1, L, L) mask.

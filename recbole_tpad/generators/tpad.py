@@ -21,13 +21,11 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
-from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.backbones.loading import (
-    BackboneSettings,
-    checkpoint_files,
-    load_composed,
-)
+from recbole_tpad.backbones.base import Backbone, Inputs
+from recbole_tpad.backbones.checkpoints import checkpoint_files
+from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.prompts import PromptTemplate
+from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
@@ -35,7 +33,7 @@ from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
 from recbole_tpad.stages.generation_rate import measure
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.knowledge import (
     KnowledgeSettings,
     split_holdout,
@@ -142,7 +140,7 @@ class TpadGenerator:
         run = _Run(dataset, items, work, self._fingerprints(dataset, items))
         torch.manual_seed(self._settings.seed)
         backbone = self._backbone(run)
-        inputs = ItemInputs(backbone, items, self._device)
+        inputs = backbone.inputs(items, self._device)
 
         self._knowledge(run, backbone, inputs, record)
         if not self._settings.no_alignment:
@@ -167,7 +165,7 @@ class TpadGenerator:
             inputs=run.fingerprints,
         )
 
-    def _backbone(self, run: _Run) -> ComposedBackbone:
+    def _backbone(self, run: _Run) -> Backbone:
         settings = self._settings.backbone
         if settings.kind == "tiny":
             disable_progress_bar()  # small local files: transformers' bars would bury ours
@@ -185,7 +183,7 @@ class TpadGenerator:
                 vision=str(folder / "vision"),
                 language_model=str(folder / "language_model"),
             )
-        return load_composed(settings).to(self._device).eval()
+        return load_backbone(settings, run.items).to(self._device).eval()
 
     def _cached(self, run: _Run, name: str, train: Callable[[Path], _Stage]) -> _Stage:
         """Return a stage's result from disk, or train it and put it there."""
@@ -206,28 +204,20 @@ class TpadGenerator:
             json.loads((folder / "stage.json").read_text(encoding="utf-8")),
         )
 
-    def _knowledge(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
-    ) -> None:
+    def _knowledge(self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord) -> None:
         settings, seed = self._settings.knowledge, self._settings.seed
         parameters = trained_parameters(backbone, settings)
-        standardised = {f"vision.{n}": b for n, b in backbone.vision.named_buffers()}
+        fitted = backbone.fitted_buffers()
 
         def train(checkpoint: Path) -> _Stage:
-            if settings.train_base:
-                inputs.load_pixels()
-                batches = inputs.pixel_batches()
-                if batches:
-                    backbone.vision.standardise(batches)
-            else:
-                inputs.cache_features()
+            inputs.prepare(train_base=settings.train_base)
             result = train_knowledge(backbone, inputs, settings, checkpoint, seed)
-            weights = _copy(parameters) | _copy(standardised)
+            weights = _copy(parameters) | _copy(fitted)
             return _Stage(weights, {"history": result.history, "summary": {}})
 
         stage = self._cached(run, "knowledge", train)
-        _load(parameters | standardised, stage.weights)
-        inputs.cache_features()
+        _load(parameters | fitted, stage.weights)
+        inputs.freeze()
         record.stages.append(stage.record)
         record.generation_rate = self._generation_rate(run, backbone, inputs)
         rate = record.generation_rate["recall"] if record.generation_rate else None
@@ -244,7 +234,7 @@ class TpadGenerator:
             )
 
     def _generation_rate(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs
+        self, run: _Run, backbone: Backbone, inputs: Inputs
     ) -> dict[str, float | None] | None:
         """Measured once per knowledge tower, kept beside it."""
         key = f"knowledge-{run.fingerprints['knowledge'][:16]}"
@@ -259,7 +249,7 @@ class TpadGenerator:
         return found
 
     def _transition(
-        self, run: _Run, backbone: ComposedBackbone, inputs: ItemInputs, record: RunRecord
+        self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord
     ) -> dict[str, torch.Tensor]:
         settings, seed = self._settings.transition, self._settings.seed
 
@@ -280,8 +270,8 @@ class TpadGenerator:
     def _alignment(
         self,
         run: _Run,
-        backbone: ComposedBackbone,
-        inputs: ItemInputs,
+        backbone: Backbone,
+        inputs: Inputs,
         teacher: dict[str, torch.Tensor],
         record: RunRecord,
     ) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.objectives import (
@@ -27,7 +27,6 @@ from recbole_tpad.objectives import (
     vclub,
 )
 from recbole_tpad.settings import at_least
-from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 
 MI_LOWER = ("infonce", "soft")
@@ -136,8 +135,8 @@ class AlignmentHeads(nn.Module):
 
 
 def train_alignment(
-    backbone: ComposedBackbone,
-    inputs: ItemInputs,
+    backbone: Backbone,
+    inputs: Inputs,
     teacher_states: dict[str, torch.Tensor],
     settings: AlignmentSettings,
     folder: Path,
@@ -162,8 +161,8 @@ def train_alignment(
     labels = LabelTable(inputs.items)
     device = inputs.device
     teacher = {n: standardise(s).to(device) for n, s in teacher_states.items()}
-    width, p = backbone.word_dim, settings.projection
-    heads = {n: AlignmentHeads(width, p, labels).to(device) for n in teacher}
+    widths, p = backbone.widths, settings.projection
+    heads = {n: AlignmentHeads(widths[n], p, labels).to(device) for n in teacher}
     q = {n: DiagonalGaussian(p, p).to(device) for n in teacher}
     # T's states may share a large common direction; its similarity is read after standardising.
     similarity = {n: F.normalize(s, dim=-1) for n, s in teacher.items()}
@@ -186,14 +185,13 @@ def train_alignment(
 
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:
         rows = epoch_batches(len(inputs.items), settings.batch_size, step, seed)
-        batch, visual, has_image = inputs.batch(rows, answers=True)
-        hidden = backbone.hidden(batch, visual, has_image)
-        states = backbone.summaries(batch, hidden)
+        encoded = backbone.encode(inputs.batch(rows, answers=True))
+        states = encoded.summaries
         low = {n: heads[n].low(h) for n, h in states.items()}
         z = {n: heads[n].teacher(teacher[n][rows]).detach() for n in states}
         fit_q(low, z)
 
-        upper, bound, divergence, label_loss = (hidden.new_zeros(()) for _ in range(4))
+        upper, bound, divergence, label_loss = (torch.zeros((), device=device) for _ in range(4))
         index = rows.to(device)
         for name, h in states.items():
             head = heads[name]
@@ -218,8 +216,8 @@ def train_alignment(
         loss = settings.gamma_upper * upper + settings.gamma_lower * lower
         if settings.gamma_upper > 0:
             loss = loss + label_loss
-        if (batch.labels >= 0).any():
-            generation = backbone.answer_loss(batch, hidden)
+        generation = encoded.answer_loss()
+        if generation is not None:
             metrics["loss_generation"] = generation.item()
             loss = loss + settings.generation_weight * generation
         return loss, metrics

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.stages.inputs import ItemInputs
+from recbole_tpad.backbones.base import Backbone, Inputs
 
 LENGTH_CAP = 1.5
 
@@ -71,8 +70,8 @@ def score(
 
 
 def measure(
-    backbone: ComposedBackbone,
-    inputs: ItemInputs,
+    backbone: Backbone,
+    inputs: Inputs,
     rows: Sequence[int],
     *,
     seed: int,
@@ -100,9 +99,10 @@ def measure(
     def answers(seen: torch.Tensor) -> list[tuple[list[str], str]]:
         found = []
         for part, images in zip(own.split(batch), seen.split(batch), strict=True):
-            inputs_batch = inputs.batch(part, left=True, visual_rows=images)
-            found += backbone.generate(*inputs_batch, max_new_tokens=max_new_tokens)
-        return [backbone.prompts.parse_answer(ids) for ids in found]
+            found += backbone.predict(
+                inputs, part, visual_rows=images, max_new_tokens=max_new_tokens
+            )
+        return [(said.keywords, said.category or "") for said in found]
 
     def gold(these: torch.Tensor) -> list[tuple[Sequence[str], str]]:
         items = [inputs.items[r] for r in these.tolist()]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.errors import InputError
 from recbole_tpad.settings import at_least
-from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 
 
@@ -62,19 +61,17 @@ def split_holdout(has_answer: torch.Tensor, share: float, seed: int) -> tuple[li
 
 
 def trained_parameters(
-    backbone: ComposedBackbone, settings: KnowledgeSettings
+    backbone: Backbone, settings: KnowledgeSettings
 ) -> dict[str, torch.nn.Parameter]:
     """What stage 1 trains: the tower, or for a random base everything but LoRA."""
-    tower = backbone.tower_parameters("knowledge")
-    if not settings.train_base:
-        return tower
-    own = {n: p for n, p in tower.items() if not n.startswith("lora.")}
-    return own | backbone.base_parameters()
+    if settings.train_base:
+        return backbone.full_training_parameters()
+    return backbone.tower_parameters("knowledge")
 
 
 def train_knowledge(
-    backbone: ComposedBackbone,
-    inputs: ItemInputs,
+    backbone: Backbone,
+    inputs: Inputs,
     settings: KnowledgeSettings,
     folder: Path,
     seed: int,
@@ -83,7 +80,7 @@ def train_knowledge(
 
     Args:
         backbone: changed in place.
-        inputs: items; with `train_base` their pixels are loaded, else their features cached.
+        inputs: items, prepared for stage 1 (`Inputs.prepare`).
         settings: stage settings.
         folder: for checkpoints.
         seed: of hold-out, batches and dropout.
@@ -97,8 +94,8 @@ def train_knowledge(
 
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:
         chosen = rows[epoch_batches(len(rows), settings.batch_size, step, seed)]
-        batch, visual, has_image = inputs.batch(chosen, answers=True)
-        loss = backbone.answer_loss(batch, backbone.hidden(batch, visual, has_image))
+        loss = backbone.encode(inputs.batch(chosen, answers=True)).answer_loss()
+        assert loss is not None  # every training row has an answer
         return loss, {"loss_generation": loss.item()}
 
     with backbone.training_only(parameters):

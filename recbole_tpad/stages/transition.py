@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.objectives import pair_info_nce
 from recbole_tpad.settings import at_least
-from recbole_tpad.stages.inputs import ItemInputs
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop
 from recbole_tpad.stages.pairs import MetaPairs, check_orders
 
@@ -42,8 +41,8 @@ class TransitionSettings:
 
 
 def train_transition(
-    backbone: ComposedBackbone,
-    inputs: ItemInputs,
+    backbone: Backbone,
+    inputs: Inputs,
     pairs: MetaPairs,
     settings: TransitionSettings,
     folder: Path,
@@ -60,6 +59,7 @@ def train_transition(
     backbone.use("transition")
     tower = backbone.tower_parameters("transition")
     weights = {"visual": settings.visual_weight, "text": settings.text_weight}
+    weights = {n: w for n, w in weights.items() if n in backbone.modalities}
     scales = {
         name: nn.Parameter(torch.tensor(settings.log_scale, device=inputs.device))
         for name in weights
@@ -72,8 +72,7 @@ def train_transition(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         drawn = pairs.sample(settings.pairs_per_step, generator)
         rows, places = torch.unique(drawn, return_inverse=True)
-        batch, visual, has_image = inputs.batch(rows)
-        states = backbone.summaries(batch, backbone.hidden(batch, visual, has_image))
+        states = backbone.encode(inputs.batch(rows)).summaries
         known = pairs.known(rows.numpy()).to(inputs.device)
         losses = {
             name: pair_info_nce(states[name], places.to(inputs.device), scales[name], known)

@@ -10,9 +10,10 @@ import torch
 from tiny_catalogue import load_backbone, write_backbone
 
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.composed_inputs import ComposedInputs
 from recbole_tpad.backbones.prompts import IMAGE_SUMMARY, TEXT_SUMMARY, Prompt, collate
 from recbole_tpad.data import Item
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.inputs import encode_states
 
 CPU = torch.device("cpu")
 States = dict[str, torch.Tensor]
@@ -32,7 +33,7 @@ def states_of(
     answers: bool = False,
     left: bool = False,
 ) -> States:
-    inputs = ItemInputs(backbone, items, CPU)
+    inputs = backbone.inputs(items, CPU)
     chosen = torch.tensor(list(range(len(items))) if rows is None else rows)
     batch, visual, has_image = inputs.batch(chosen, answers=answers, left=left)
     return backbone.summaries(batch, backbone.hidden(batch, visual, has_image))
@@ -92,7 +93,7 @@ def test_left_and_right_padding_agree(backbone: ComposedBackbone, items: list[It
 
 def test_batches_and_order_do_not_matter(backbone: ComposedBackbone, items: list[Item]) -> None:
     uneven = [replace(i, title=i.title * (1 + k % 4)) for k, i in enumerate(items)]
-    inputs = ItemInputs(backbone, uneven, CPU)
+    inputs = backbone.inputs(uneven, CPU)
     together = encode_states(backbone, inputs, "knowledge", batch=len(items))
     few = encode_states(backbone, inputs, "knowledge", batch=3)
     backwards = list(range(len(items)))[::-1]
@@ -104,7 +105,7 @@ def test_batches_and_order_do_not_matter(backbone: ComposedBackbone, items: list
 
 def test_summaries_before_the_token(checkpoint: Path, items: list[Item]) -> None:
     at, before = (load_backbone(checkpoint, readout=r) for r in ("at", "before"))
-    inputs = ItemInputs(before, items, CPU)
+    inputs = before.inputs(items, CPU)
     batch, visual, has_image = inputs.batch(torch.arange(len(items)))
     with torch.no_grad():
         hidden = before.hidden(batch, visual, has_image)
@@ -129,7 +130,7 @@ def test_no_image_has_its_own_tokens(backbone: ComposedBackbone, items: list[Ite
 
 
 def test_cached_features_are_the_encoders(backbone: ComposedBackbone, items: list[Item]) -> None:
-    live, cached, pixels = (ItemInputs(backbone, items, CPU) for _ in range(3))
+    live, cached, pixels = (backbone.inputs(items, CPU) for _ in range(3))
     cached.cache_features()
     pixels.load_pixels()
     rows = torch.tensor([5, 3, 0, 11])
@@ -142,7 +143,7 @@ def test_cached_features_are_the_encoders(backbone: ComposedBackbone, items: lis
 
 def test_a_catalogue_without_images(backbone: ComposedBackbone, items: list[Item]) -> None:
     bare = [replace(i, image=None) for i in items]
-    inputs = ItemInputs(backbone, bare, CPU)
+    inputs = backbone.inputs(bare, CPU)
     inputs.load_pixels()
     assert inputs.pixel_batches() == []
     before = encode_states(backbone, inputs, "knowledge")
@@ -156,7 +157,7 @@ def test_the_answers_first_position_sees_summaries_only(items: list[Item], tmp_p
     folder = write_backbone(tmp_path / "one", items, layers=1)
     for gist in (True, False):
         backbone = load_backbone(folder, gist_mask=gist)
-        inputs = ItemInputs(backbone, items, CPU)
+        inputs = backbone.inputs(items, CPU)
         batch, visual, has_image = inputs.batch(torch.arange(4), answers=True)
         seen: list[torch.Tensor] = []
 
@@ -187,7 +188,7 @@ def test_the_answers_first_position_sees_summaries_only(items: list[Item], tmp_p
 
 def test_the_answer_loss_is_cross_entropy(backbone: ComposedBackbone, items: list[Item]) -> None:
     mixed = [*items[:5], replace(items[5], keywords=(), category="")]
-    inputs = ItemInputs(backbone, mixed, CPU)
+    inputs = backbone.inputs(mixed, CPU)
     batch, visual, has_image = inputs.batch(torch.arange(6), answers=True)
     with torch.no_grad():
         hidden = backbone.hidden(batch, visual, has_image)
@@ -202,7 +203,9 @@ def test_the_answer_loss_is_cross_entropy(backbone: ComposedBackbone, items: lis
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-5)
 
 
-def stepwise(backbone: ComposedBackbone, inputs: ItemInputs, item: int, steps: int) -> list[int]:
+def stepwise(
+    backbone: ComposedBackbone, inputs: ComposedInputs, item: int, steps: int
+) -> list[int]:
     """Greedy decoding of one item, the whole sequence recomputed, padded on the right."""
     prompt = backbone.prompts.prompt(inputs.items[item])
     _, visual, has_image = inputs.batch(torch.tensor([item]))
@@ -223,7 +226,7 @@ def stepwise(backbone: ComposedBackbone, inputs: ItemInputs, item: int, steps: i
 @torch.no_grad()
 def test_generation_is_greedy(backbone: ComposedBackbone, items: list[Item]) -> None:
     uneven = [replace(i, title=i.title * (1 + k % 3)) for k, i in enumerate(items[:6])]
-    inputs = ItemInputs(backbone, uneven, CPU)
+    inputs = backbone.inputs(uneven, CPU)
     first = backbone.generate(*inputs.batch(torch.arange(6), left=True), max_new_tokens=6)
     assert first == [stepwise(backbone, inputs, k, 6) for k in range(6)]
     # Item 2 now ends after two tokens; the others go on or end as their own states say.

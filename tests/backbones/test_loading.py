@@ -21,8 +21,10 @@ from transformers import (
     OPTConfig,
 )
 
-from recbole_tpad.backbones.loading import BackboneSettings, load_composed, load_vision, resolve
+from recbole_tpad.backbones.checkpoints import resolve
+from recbole_tpad.backbones.loading import load_composed, load_vision
 from recbole_tpad.backbones.prompts import PromptTemplate
+from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings
 from recbole_tpad.errors import InputError
 

@@ -21,7 +21,6 @@ from transformers import (
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
-from recbole_tpad.stages.inputs import ItemInputs
 
 CPU = torch.device("cpu")
 
@@ -75,7 +74,7 @@ def backbone(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -
 def test_padding_text_and_answers(backbone: ComposedBackbone, items: list[Item]) -> None:
     uneven = [replace(i, title=i.title * (1 + k % 3)) for k, i in enumerate(items)]
     other = [replace(i, title="another one altogether") for i in items]
-    inputs, changed = ItemInputs(backbone, uneven, CPU), ItemInputs(backbone, other, CPU)
+    inputs, changed = backbone.inputs(uneven, CPU), backbone.inputs(other, CPU)
     rows = torch.arange(len(items))
     states = []
     for batch, visual, has_image in (
@@ -95,7 +94,7 @@ def test_padding_text_and_answers(backbone: ComposedBackbone, items: list[Item])
 
 
 def test_generation(backbone: ComposedBackbone, items: list[Item]) -> None:
-    inputs = ItemInputs(backbone, items, CPU)
+    inputs = backbone.inputs(items, CPU)
     rows = torch.arange(len(items))
     together = backbone.generate(*inputs.batch(rows, left=True), max_new_tokens=4)
     alone = [

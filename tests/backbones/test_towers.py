@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_catalogue import load_backbone
 
-from recbole_tpad.backbones.composed import TOWERS, ComposedBackbone
+from recbole_tpad.backbones.base import TOWERS, Inputs
+from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import Item
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.inputs import encode_states
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_every_parameter_belongs_to_one_owner(backbone: ComposedBackbone) -> Non
 def test_a_copied_tower_gives_the_same_states(
     backbone: ComposedBackbone, items: list[Item]
 ) -> None:
-    inputs = ItemInputs(backbone, items, torch.device("cpu"))
+    inputs = backbone.inputs(items, torch.device("cpu"))
     knowledge, transition = (encode_states(backbone, inputs, t) for t in TOWERS)
     assert all((knowledge[n] - transition[n]).abs().max() > 1e-3 for n in knowledge)
     backbone.copy_tower("knowledge", "transition")
@@ -47,7 +48,7 @@ def test_training_one_tower_leaves_the_rest(backbone: ComposedBackbone, items: l
     backbone.copy_tower("knowledge", "transition")
     before = {n: p.detach().clone() for n, p in backbone.named_parameters()}
     own = backbone.tower_parameters("transition")
-    inputs = ItemInputs(backbone, items, torch.device("cpu"))
+    inputs = backbone.inputs(items, torch.device("cpu"))
     backbone.use("transition")
     with backbone.training_only(own):
         assert {id(p) for p in backbone.parameters() if p.requires_grad} == {
@@ -71,7 +72,7 @@ def test_training_one_tower_leaves_the_rest(backbone: ComposedBackbone, items: l
 
 def test_a_new_adapter_changes_nothing(checkpoint: Path, items: list[Item]) -> None:
     fresh = load_backbone(checkpoint, stir=False)
-    inputs = ItemInputs(fresh, items, torch.device("cpu"))
+    inputs = fresh.inputs(items, torch.device("cpu"))
     with_lora = encode_states(fresh, inputs, "knowledge")
     with fresh.language_model.disable_adapter():
         without = encode_states_of_the_base(fresh, inputs)
@@ -80,7 +81,6 @@ def test_a_new_adapter_changes_nothing(checkpoint: Path, items: list[Item]) -> N
 
 @torch.no_grad()
 def encode_states_of_the_base(
-    backbone: ComposedBackbone, inputs: ItemInputs
+    backbone: ComposedBackbone, inputs: Inputs
 ) -> dict[str, torch.Tensor]:
-    batch, visual, has_image = inputs.batch(torch.arange(len(inputs.items)))
-    return backbone.summaries(batch, backbone.hidden(batch, visual, has_image))
+    return backbone.encode(inputs.batch(torch.arange(len(inputs.items)))).summaries

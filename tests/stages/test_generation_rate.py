@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from recbole_tpad.backbones.base import Prediction
 from recbole_tpad.data import Item
 from recbole_tpad.stages.generation_rate import measure, score, words
 
@@ -75,17 +76,9 @@ ITEMS = [
 
 @dataclass
 class Inputs:
-    """Hands rows through instead of tensors of a batch."""
+    """All that `measure` reads of a backbone's inputs."""
 
     items: list[Item]
-    shown: list[tuple[int, int]] = field(default_factory=list)
-
-    def batch(
-        self, rows: torch.Tensor, *, left: bool, visual_rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert left
-        self.shown += list(zip(rows.tolist(), visual_rows.tolist(), strict=True))
-        return rows, visual_rows, torch.ones(len(rows), dtype=torch.bool)
 
 
 class Answers:
@@ -93,27 +86,27 @@ class Answers:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.prompts = self
+        self.shown: list[tuple[int, int]] = []
 
     def use(self, tower: str) -> None:
         assert tower == "knowledge"
 
     def eval(self) -> None: ...
 
-    def generate(
-        self, rows: torch.Tensor, images: torch.Tensor, _: torch.Tensor, max_new_tokens: int
-    ) -> list[list[int]]:
-        return [[r] for r in (images if self.source == "image" else rows).tolist()]
+    def predict(
+        self, inputs: Inputs, rows: torch.Tensor, *, visual_rows: torch.Tensor, max_new_tokens: int
+    ) -> list[Prediction]:
+        assert max_new_tokens > 0
+        self.shown += list(zip(rows.tolist(), visual_rows.tolist(), strict=True))
+        read = visual_rows if self.source == "image" else rows
+        items = [inputs.items[r] for r in read.tolist()]
+        return [Prediction(list(item.keywords), item.category) for item in items]
 
-    def parse_answer(self, ids: list[int]) -> tuple[list[str], str]:
-        item = ITEMS[ids[0]]
-        return list(item.keywords), item.category
 
-
-def measured(source: str, rows: list[int], seed: int = 0) -> tuple[dict[str, Any], Inputs]:
-    inputs = Inputs(ITEMS)
-    found = measure(Answers(source), inputs, rows, seed=seed, batch=4)  # type: ignore[arg-type]
-    return found, inputs
+def measured(source: str, rows: list[int], seed: int = 0) -> tuple[dict[str, Any], Answers]:
+    answers = Answers(source)
+    found = measure(answers, Inputs(ITEMS), rows, seed=seed, batch=4)  # type: ignore[arg-type]
+    return found, answers
 
 
 def test_the_controls_tell_looking_from_reading() -> None:
@@ -131,8 +124,8 @@ def test_the_controls_tell_looking_from_reading() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_nobody_is_shown_their_own_image(count: int, seed: int) -> None:
     rows = list(range(count))
-    _, inputs = measured("image", rows, seed)
-    own, shuffled = inputs.shown[:count], inputs.shown[count:]
+    _, answers = measured("image", rows, seed)
+    own, shuffled = answers.shown[:count], answers.shown[count:]
     assert own == [(r, r) for r in rows]
     assert [text for text, _ in shuffled] == rows
     assert sorted(image for _, image in shuffled) == rows

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_catalogue import load_backbone
 
+from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.stages.alignment import AlignmentSettings, standardise, train_alignment
-from recbole_tpad.stages.inputs import ItemInputs, encode_states
+from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.knowledge import KnowledgeSettings, split_holdout, train_knowledge
 from recbole_tpad.stages.loop import LoopSettings, Metrics
 from recbole_tpad.stages.pairs import MetaPairs
@@ -35,9 +36,9 @@ def backbone(checkpoint: Path) -> ComposedBackbone:
     return load_backbone(checkpoint)
 
 
-def inputs_of(backbone: ComposedBackbone, dataset: DatasetFolder) -> ItemInputs:
-    inputs = ItemInputs(backbone, dataset.items, torch.device("cpu"))
-    inputs.cache_features()
+def inputs_of(backbone: ComposedBackbone, dataset: DatasetFolder) -> Inputs:
+    inputs = backbone.inputs(dataset.items, torch.device("cpu"))
+    inputs.freeze()
     return inputs
 
 
@@ -73,7 +74,7 @@ def test_knowledge_with_the_base_leaves_lora_alone(
     backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
 ) -> None:
     before = weights(backbone)
-    inputs = ItemInputs(backbone, dataset.items, torch.device("cpu"))
+    inputs = backbone.inputs(dataset.items, torch.device("cpu"))
     inputs.load_pixels()
     settings = replace(KNOWLEDGE, train_base=True, batch_size=14)
     train_knowledge(backbone, inputs, settings, tmp_path / "c", 0)
@@ -292,8 +293,8 @@ def test_without_bounds_only_generation_moves_the_tower(
 def test_items_without_any_answer(checkpoint: Path, dataset: DatasetFolder, tmp_path: Path) -> None:
     backbone = load_backbone(checkpoint)
     items = [replace(i, keywords=(), category="") for i in dataset.items]
-    inputs = ItemInputs(backbone, items, torch.device("cpu"))
-    inputs.cache_features()
+    inputs = backbone.inputs(items, torch.device("cpu"))
+    inputs.freeze()
     teacher = encode_states(backbone, inputs, "transition")
     history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0)
     assert all("loss_generation" not in m and m["loss_labels"] == 0 for m in history)

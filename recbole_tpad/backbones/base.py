@@ -1,0 +1,180 @@
+"""What every kind of backbone offers to the stages: item → summary states, answer loss, answers.
+
+A backbone is one frozen base in memory with two *towers*, `knowledge` and `transition`: the small
+sets of parameters that the stages train.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from recbole_tpad.data import Item
+
+TOWERS = ("knowledge", "transition")
+
+# Made by a kind's inputs and read by the same kind's `encode`; nobody else looks inside.
+Batch: TypeAlias = Any
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A batch after the forward pass.
+
+    Attributes:
+        summaries: modality → (B, width) states that are exported.
+        answer_tokens: terms of the answer loss: answer tokens, or items where heads answer.
+        loss: computes the answer loss; None where the batch holds no answers.
+    """
+
+    summaries: dict[str, torch.Tensor]
+    answer_tokens: int = 0
+    loss: Callable[[], torch.Tensor] | None = None
+
+    def answer_loss(self) -> torch.Tensor | None:
+        """Scalar: mean cross-entropy over answer tokens (or the heads' loss), in nats; or None."""
+        return None if self.loss is None else self.loss()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a tower says about an item; `category` is None where it says nothing on it."""
+
+    keywords: list[str]
+    category: str | None
+
+
+class Inputs(ABC):
+    """Items as one kind of backbone reads them; rows refer to the order of `items`.
+
+    Attributes:
+        items: all items.
+        device: where batches go.
+        has_image, has_answer: (N,) bool; an answer is keywords or a category.
+    """
+
+    items: Sequence[Item]
+    device: torch.device
+    has_image: torch.Tensor
+    has_answer: torch.Tensor
+
+    @abstractmethod
+    def batch(
+        self,
+        rows: torch.Tensor,
+        *,
+        answers: bool = False,
+        visual_rows: torch.Tensor | None = None,
+    ) -> Batch:
+        """What `Backbone.encode` reads of some items.
+
+        Args:
+            rows: (B,) int64 item rows.
+            answers: with gold answers (training), or only what the states need.
+            visual_rows: take the images of these items instead (the shuffled-image control).
+        """
+
+    @abstractmethod
+    def lengths(self) -> torch.Tensor:
+        """(N,) int64: what an item costs in tokens, without its answer."""
+
+    def prepare(self, *, train_base: bool) -> None:  # noqa: B027 (most kinds need nothing)
+        """Get ready for stage 1; with `train_base` nothing computed by the base may be kept."""
+
+    def freeze(self) -> None:  # noqa: B027
+        """The base does not change any more: what only it computes may be kept from now on."""
+
+
+class Backbone(nn.Module, ABC):
+    """One base, two towers.
+
+    Attributes:
+        active: the tower in use.
+    """
+
+    active: str = TOWERS[0]
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Modality → width of its summary states."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the summary states: ("visual", "text"), or ("text",)."""
+        return tuple(self.widths)
+
+    @abstractmethod
+    def inputs(self, items: Sequence[Item], device: torch.device) -> Inputs:
+        """Items as this kind reads them."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Encoded:
+        """Run the active tower on a batch made by this kind's inputs."""
+
+    @abstractmethod
+    def predict(
+        self,
+        inputs: Inputs,
+        rows: torch.Tensor,
+        *,
+        visual_rows: torch.Tensor | None = None,
+        max_new_tokens: int = 32,
+    ) -> list[Prediction]:
+        """Answer for some items with the active tower, greedily.
+
+        Args:
+            inputs: made by this backbone.
+            rows: (B,) int64 item rows, one batch.
+            visual_rows: show these items' images instead.
+            max_new_tokens: of a generated answer.
+        """
+
+    @abstractmethod
+    def use(self, tower: str) -> None:
+        """Make a tower the active one."""
+
+    @abstractmethod
+    def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
+        """Name → parameter of everything that belongs to a tower; equal names for all towers."""
+
+    @abstractmethod
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """Name → parameter of everything shared by the towers."""
+
+    def full_training_parameters(self) -> dict[str, nn.Parameter]:
+        """What stage 1 trains of a base with random weights: all but the knowledge tower's LoRA."""
+        tower = self.tower_parameters(TOWERS[0])
+        own = {n: p for n, p in tower.items() if not n.startswith("lora.")}
+        return own | self.base_parameters()
+
+    def fitted_buffers(self) -> dict[str, torch.Tensor]:
+        """Name → buffer that `Inputs.prepare` fits to the items; kept with stage 1's weights."""
+        return {}
+
+    @torch.no_grad()
+    def copy_tower(self, source: str, target: str) -> None:
+        """Start one tower from another's weights."""
+        values = self.tower_parameters(source)
+        for name, parameter in self.tower_parameters(target).items():
+            parameter.copy_(values[name])
+
+    @contextmanager
+    def training_only(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+        """Within the context exactly these parameters take gradients; afterwards none do."""
+        chosen = {id(p) for p in parameters.values()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in chosen)
+        self.train()
+        try:
+            yield
+        finally:
+            self.eval()
+            for parameter in self.parameters():
+                parameter.requires_grad_(False)

@@ -1,0 +1,68 @@
+"""Which backbone: the section `backbone` of a generator's YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.settings import at_least
+
+KINDS = ("composed", "tiny")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSettings:
+    """Which backbone, as in the generator's YAML.
+
+    Attributes:
+        kind: 'composed' (folders or hub ids) or 'tiny' (made from the catalogue).
+        vision: of 'composed', BLIP-2 checkpoint: local folder or hub id.
+        language_model: of 'composed', causal LM: local folder or hub id.
+        vision_revision, language_model_revision: commit to pin a hub id to.
+        dtype: of the base weights.
+        max_text_tokens: budget of an item's text.
+        readout: 'at' or 'before' the summary token.
+        gist_mask: answers see only the summary tokens.
+        prompt: prompt parts that differ from the default.
+        lora: LoRA settings that differ from the default.
+        tiny: sizes of the tiny backbone that differ from the default.
+    """
+
+    kind: str = "composed"
+    vision: str = ""
+    language_model: str = ""
+    vision_revision: str | None = None
+    language_model_revision: str | None = None
+    dtype: str = "float32"
+    max_text_tokens: int = 96
+    readout: str = "at"
+    gist_mask: bool = False
+    prompt: dict[str, str] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    tiny: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, tuple[str, str | None]]:
+        """Name → (folder or hub id, revision) of the checkpoints that this kind is made from."""
+        return {
+            "vision": (self.vision, self.vision_revision),
+            "language_model": (self.language_model, self.language_model_revision),
+        }
+
+    def __post_init__(self) -> None:
+        at_least("backbone", 1, max_text_tokens=self.max_text_tokens)
+        choices = {
+            "kind": KINDS,
+            "dtype": tuple(DTYPES),
+            "readout": ("at", "before"),
+        }
+        for key, known in choices.items():
+            value = str(getattr(self, key))
+            if value not in known:
+                raise InputError(
+                    f"Unknown backbone {key} '{value}'.{nearest(value, known)} "
+                    f"Known: {', '.join(known)}."
+                )
