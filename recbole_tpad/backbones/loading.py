@@ -18,6 +18,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from recbole_tpad.backbones.base import Backbone
 from recbole_tpad.backbones.checkpoints import read_tensors, resolve
 from recbole_tpad.backbones.composed import ComposedBackbone, LoraSettings
+from recbole_tpad.backbones.encoder_loading import load_encoder
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
 from recbole_tpad.backbones.vision import VisionEncoder
@@ -36,6 +37,8 @@ def load_backbone(settings: BackboneSettings, items: Sequence[Item]) -> Backbone
     Raises:
         InputError: a part that is absent, not safetensors, or of another architecture.
     """
+    if settings.kind == "encoder":
+        return load_encoder(settings, items)
     return load_composed(settings)
 
 

@@ -10,7 +10,7 @@ import torch
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.settings import at_least
 
-KINDS = ("composed", "tiny")
+KINDS = ("composed", "encoder", "tiny")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -22,31 +22,46 @@ class BackboneSettings:
         kind: 'composed' (folders or hub ids) or 'tiny' (made from the catalogue).
         vision: of 'composed', BLIP-2 checkpoint: local folder or hub id.
         language_model: of 'composed', causal LM: local folder or hub id.
-        vision_revision, language_model_revision: commit to pin a hub id to.
+        text_encoder: of 'encoder', BERT-class sentence encoder: local folder or hub id.
+        image_encoder: of 'encoder', CLIP or SigLIP checkpoint; empty: texts only.
+        vision_revision, language_model_revision, text_encoder_revision, image_encoder_revision:
+            commit to pin a hub id to.
         dtype: of the base weights.
         max_text_tokens: budget of an item's text.
         readout: 'at' or 'before' the summary token.
         gist_mask: answers see only the summary tokens.
         prompt: prompt parts that differ from the default.
         lora: LoRA settings that differ from the default.
+        encoder: settings of the encoder backbone that differ from the default.
         tiny: sizes of the tiny backbone that differ from the default.
     """
 
     kind: str = "composed"
     vision: str = ""
     language_model: str = ""
+    text_encoder: str = ""
+    image_encoder: str = ""
     vision_revision: str | None = None
     language_model_revision: str | None = None
+    text_encoder_revision: str | None = None
+    image_encoder_revision: str | None = None
     dtype: str = "float32"
     max_text_tokens: int = 96
     readout: str = "at"
     gist_mask: bool = False
     prompt: dict[str, str] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
     tiny: dict[str, Any] = field(default_factory=dict)
 
     def parts(self) -> dict[str, tuple[str, str | None]]:
         """Name → (folder or hub id, revision) of the checkpoints that this kind is made from."""
+        if self.kind == "encoder":
+            parts = {
+                "text_encoder": (self.text_encoder, self.text_encoder_revision),
+                "image_encoder": (self.image_encoder, self.image_encoder_revision),
+            }
+            return parts if self.image_encoder else {"text_encoder": parts["text_encoder"]}
         return {
             "vision": (self.vision, self.vision_revision),
             "language_model": (self.language_model, self.language_model_revision),

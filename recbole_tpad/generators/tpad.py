@@ -10,14 +10,13 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
@@ -41,6 +40,7 @@ from recbole_tpad.stages.knowledge import (
     trained_parameters,
 )
 from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.probes import neighbour_overlap
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
 LATE_GENERATION_RATE = 0.2
@@ -254,11 +254,16 @@ class TpadGenerator:
         settings, seed = self._settings.transition, self._settings.seed
 
         def train(checkpoint: Path) -> _Stage:
-            pairs = MetaPairs(_sessions(run.dataset), len(run.items), settings.orders)
-            history, scales = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
+            pairs = MetaPairs(
+                _sessions(run.dataset),
+                len(run.items),
+                settings.orders,
+                popularity_balance=settings.popularity_balance,
+            )
+            history, learned = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
             weights = _copy(backbone.tower_parameters("transition"))
             summary = {"pairs": len(pairs)} | {
-                f"scale_{n}": float(s.detach().exp()) for n, s in scales.items()
+                f"scale_{n}": float(learned[n].detach().exp()) for n in backbone.modalities
             }
             return _Stage(weights, {"history": history, "summary": summary})
 
@@ -279,7 +284,7 @@ class TpadGenerator:
 
         def train(checkpoint: Path) -> _Stage:
             before = encode_states(backbone, inputs, "knowledge")
-            history = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
+            result = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
             after = encode_states(backbone, inputs, "knowledge")
             summary = {
                 f"{when}_neighbours_shared_with_T_{name}": overlap
@@ -287,32 +292,17 @@ class TpadGenerator:
                 for name, overlap in neighbour_overlap(states, teacher).items()
             }
             weights = _copy(backbone.tower_parameters("knowledge"))
-            return _Stage(weights, {"history": history, "summary": summary})
+            return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "alignment", train)
         _load(backbone.tower_parameters("knowledge"), stage.weights)
         record.stages.append(stage.record)
 
 
-def neighbour_overlap(
-    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], k: int = 10
-) -> dict[str, float]:
-    """Mean share of an item's k nearest neighbours (cosine, centred) common to two encodings."""
-    result = {}
-    for name in left:
-        nearest = []
-        for states in (left[name], right[name]):
-            unit = nn.functional.normalize(states - states.mean(0), dim=-1)
-            similarity = (unit @ unit.T).fill_diagonal_(-2)
-            nearest.append(similarity.topk(min(k, len(unit) - 1)).indices)
-        shared = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(-1)
-        result[name] = shared.float().mean().item()
-    return result
-
-
-def _sessions(dataset: DatasetFolder) -> list[Sequence[int]]:
+def _sessions(dataset: DatasetFolder) -> Iterator[Sequence[int]]:
     row = {item_id: n for n, item_id in enumerate(dataset.item_ids)}
-    return [[row[i] for i in items] for _, items in dataset.train_sessions()]
+    for _, items in dataset.train_sessions():
+        yield [row[i] for i in items]
 
 
 def _all_text(item: Item) -> str:

@@ -1,11 +1,12 @@
 """Losses and mutual-information bounds: mathematics on tensors, no model, no data."""
 
-from recbole_tpad.objectives.contrastive import pair_info_nce
+from recbole_tpad.objectives.contrastive import pair_info_nce, session_info_nce, session_states
 from recbole_tpad.objectives.critics import CRITICS, CosineCritic, MlpCritic, make_critic
 from recbole_tpad.objectives.gradient_cache import (
     average_gradients,
     cached_states,
     gather_slices,
+    is_first_process,
     own_slice,
     processes,
 )
@@ -35,10 +36,13 @@ __all__ = [
     "gather_slices",
     "info_nce",
     "info_nce_bound",
+    "is_first_process",
     "make_critic",
     "own_slice",
     "pair_info_nce",
     "processes",
+    "session_info_nce",
+    "session_states",
     "soft_divergence",
     "soft_target_divergence",
     "vclub",

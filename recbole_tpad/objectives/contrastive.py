@@ -68,3 +68,46 @@ def _cross_entropy(
     return F.cross_entropy(
         logits.masked_fill(excluded, float("-inf")), targets, reduction=reduction
     )
+
+
+def session_info_nce(
+    states: torch.Tensor,
+    contexts: torch.Tensor,
+    targets: torch.Tensor,
+    recency: torch.Tensor,
+    log_scale: torch.Tensor,
+    known: torch.Tensor,
+) -> torch.Tensor:
+    """InfoNCE of what follows a session: its items, mixed by recency, against the next item.
+
+    A session is the softmax(recency)-weighted mean of its items' normalised states (assumption).
+    The session's own items and known partners of its last one are no negatives.
+
+    Args:
+        states: (U, d) states of the batch's distinct items.
+        contexts: (B, L) int64 rows into `states`, last item first, −1 where the session is shorter.
+        targets: (B,) int64 rows into `states`.
+        recency: (L,) learned logits of the weights.
+        log_scale, known: as in `pair_info_nce`.
+
+    Returns:
+        Scalar mean cross-entropy over the B sessions, in nats.
+    """
+    unit = F.normalize(states, dim=-1)
+    logits = session_states(unit, contexts, recency) @ unit.T * log_scale.exp()
+    excluded = known[contexts[:, 0]].clone()
+    rows = torch.arange(len(contexts), device=unit.device)
+    for column in contexts.T:
+        excluded[rows, torch.where(column >= 0, column, contexts[:, 0])] = True
+    excluded[rows, targets] = False
+    return F.cross_entropy(logits.masked_fill(excluded, float("-inf")), targets)
+
+
+def session_states(
+    unit: torch.Tensor, contexts: torch.Tensor, recency: torch.Tensor
+) -> torch.Tensor:
+    """(B, d) normalised session states of `session_info_nce`, from normalised item states."""
+    real = contexts >= 0
+    weights = recency.expand(len(contexts), -1).masked_fill(~real, float("-inf")).softmax(-1)
+    mixed = torch.einsum("bl,bld->bd", weights, unit[contexts.clamp(min=0)])
+    return F.normalize(mixed, dim=-1)

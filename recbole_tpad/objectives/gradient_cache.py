@@ -100,6 +100,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return processes() == 1 or dist.get_rank() == 0
+
+
 def own_slice(rows: torch.Tensor) -> torch.Tensor:
     """This process's share of rows (U,): a contiguous slice, lengths differing by at most one."""
     if processes() == 1:

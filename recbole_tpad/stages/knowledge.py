@@ -66,7 +66,7 @@ def trained_parameters(
     """What stage 1 trains: the tower, or for a random base everything but LoRA."""
     if settings.train_base:
         return backbone.full_training_parameters()
-    return backbone.tower_parameters("knowledge")
+    return backbone.trained_parameters("knowledge")
 
 
 def train_knowledge(

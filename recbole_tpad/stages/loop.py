@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_folder
+from recbole_tpad.objectives import average_gradients, is_first_process
 
 Metrics = dict[str, float]
 
@@ -56,11 +57,13 @@ class Trainable:
     Attributes:
         main: parameters of the outer objective.
         auxiliary: parameters with their own Adam (rate `auxiliary_rate`), stepped by the stage.
+        buffers: running values that are no parameters.
     """
 
     main: Mapping[str, nn.Parameter]
     auxiliary: Mapping[str, nn.Parameter] = field(default_factory=dict)
     auxiliary_rate: float = 1e-3
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -74,6 +77,7 @@ class TrainingLoop:
             is safely on disk.
 
     The step function must depend only on the step number, the parameters and torch's global RNG.
+    Where several processes train together, gradients are averaged over them.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class TrainingLoop:
             if not torch.isfinite(loss):
                 raise self._diverged(step, f"loss {loss.item()}", metrics)
             loss.backward()
+            average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
             if not torch.isfinite(norm):
                 raise self._diverged(
@@ -170,9 +175,12 @@ class TrainingLoop:
         )
 
     def _save(self, step: int) -> None:
+        if not is_first_process():
+            return
         tensors = {"rng": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["rng_cuda"] = torch.cuda.get_rng_state()
+        tensors |= {f"buffer/{name}": b for name, b in self._trainable.buffers.items()}
         for role, parameters, optimizer in self._roles():
             for name, parameter in parameters.items():
                 tensors[f"{role}/value/{name}"] = parameter.detach()
@@ -193,6 +201,8 @@ class TrainingLoop:
             safe_open(self._folder / "state.safetensors", framework="pt") as tensors,
         ):
             stored = set(tensors.keys())
+            for name, buffer in self._trainable.buffers.items():
+                buffer.copy_(tensors.get_tensor(f"buffer/{name}"))
             for role, parameters, optimizer in self._roles():
                 for name, parameter in parameters.items():
                     parameter.copy_(tensors.get_tensor(f"{role}/value/{name}"))

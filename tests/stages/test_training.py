@@ -200,7 +200,7 @@ def align(
     teacher = encode_states(backbone, inputs, "transition")
     if hook is not None:
         hook(backbone)
-    return backbone, train_alignment(backbone, inputs, teacher, settings, folder, 0)
+    return backbone, train_alignment(backbone, inputs, teacher, settings, folder, 0).history
 
 
 def heads_of(folder: Path, kind: str) -> Weights:
@@ -296,7 +296,7 @@ def test_items_without_any_answer(checkpoint: Path, dataset: DatasetFolder, tmp_
     inputs = backbone.inputs(items, torch.device("cpu"))
     inputs.freeze()
     teacher = encode_states(backbone, inputs, "transition")
-    history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0)
+    history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0).history
     assert all("loss_generation" not in m and m["loss_labels"] == 0 for m in history)
 
 
