@@ -37,6 +37,8 @@ class EncoderSettings:
         knowledge, transition: what trains in this tower: its 'layers', its residual 'head', 'both'.
         head_width: hidden width of the residual heads.
         dropout: in the layers that train.
+        bfloat16: compute the towers' layers in bfloat16 (weights stay in `dtype`): about twice as
+            fast where the processor has instructions for it.
     """
 
     top_layers: int = 1
@@ -45,6 +47,7 @@ class EncoderSettings:
     transition: str = "head"
     head_width: int = 512
     dropout: float = 0.1
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         at_least("backbone.encoder", 1, top_layers=self.top_layers, head_width=self.head_width)
@@ -172,6 +175,7 @@ class EncoderBackbone(Backbone):
                 for name in TOWERS
             }
         )
+        self.requires_grad_(False)  # until a stage trains something
         self.use("knowledge")
 
     @property
@@ -240,7 +244,9 @@ class EncoderBackbone(Backbone):
         tower = cast(EncoderTower, self.towers[self.active])
         visible = mask[:, None, None, :].to(lower.dtype)
         additive = (1 - visible) * torch.finfo(lower.dtype).min
-        states = tower.layers(lower, attention_mask=additive).last_hidden_state
+        with torch.autocast(lower.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+            states = tower.layers(lower, attention_mask=additive).last_hidden_state
+        states = states.to(lower.dtype)
         if self.settings.pooling == "cls":
             first: torch.Tensor = states[:, 0]
             return first

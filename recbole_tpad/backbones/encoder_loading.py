@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
     CLIPVisionModel,
     PreTrainedModel,
     SiglipVisionModel,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from recbole_tpad.backbones.checkpoints import resolve
 from recbole_tpad.backbones.encoder import EncoderBackbone, EncoderSettings
@@ -24,10 +26,10 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.settings import from_mapping
 
 _VISION_CLASSES = {
-    "clip": CLIPVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
+    "clip": (CLIPVisionModel, CLIPImageProcessorPil),
+    "clip_vision_model": (CLIPVisionModel, CLIPImageProcessorPil),
+    "siglip": (SiglipVisionModel, SiglipImageProcessorPil),
+    "siglip_vision_model": (SiglipVisionModel, SiglipImageProcessorPil),
 }
 
 
@@ -58,8 +60,7 @@ def load_encoder(settings: BackboneSettings, items: Sequence[Item]) -> EncoderBa
     image, processor = None, None
     if settings.image_encoder:
         vision_folder = resolve(settings.image_encoder, settings.image_encoder_revision)
-        image = _load_image_encoder(vision_folder, settings)
-        processor = AutoImageProcessor.from_pretrained(vision_folder)
+        image, processor = _load_image_encoder(vision_folder, settings)
     return EncoderBackbone(
         text,
         tokenizer,
@@ -72,13 +73,15 @@ def load_encoder(settings: BackboneSettings, items: Sequence[Item]) -> EncoderBa
     )
 
 
-def _load_image_encoder(folder: Path, settings: BackboneSettings) -> PreTrainedModel:
+def _load_image_encoder(
+    folder: Path, settings: BackboneSettings
+) -> tuple[PreTrainedModel, Callable[..., Any]]:
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in _VISION_CLASSES:
             raise ValueError(f"its model_type is '{kind}', not one of {', '.join(_VISION_CLASSES)}")
-        return _VISION_CLASSES[kind].from_pretrained(
-            folder, dtype=DTYPES[settings.dtype], use_safetensors=True
-        )
+        model, processor = _VISION_CLASSES[kind]
+        encoder = model.from_pretrained(folder, dtype=DTYPES[settings.dtype], use_safetensors=True)
+        return encoder, processor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be loaded as an image encoder: {error}") from error
