@@ -5,10 +5,11 @@ Usage: ``python perf/alignment.py [--data PATH] [--encoder FOLDER_OR_ID] [--seed
 nearest to the last item of a user's history (cosine, the history itself masked) are ranked against
 the full catalogue. Every finished feature and seed is a line of the output file, so a killed run
 goes on where it was; the settings are those of ``properties/generator/tpad-small.yaml`` and were
-chosen on the validation targets. Progress goes to stderr; the last line is JSON: one object per feature with
-``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired bootstrap over
-users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in ``_cold`` never
-saw a tenth of the items in training sessions and are measured on targets among these.
+chosen on the validation targets. Progress goes to stderr; the last line is JSON: one object per
+feature with ``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired
+bootstrap over users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in
+``_cold`` never saw a tenth of the items in training sessions and are measured on targets among
+these.
 """
 
 from __future__ import annotations
