@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
+from recbole_tpad.backbones.answer_heads import LabelTable
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.backbones.checkpoints import checkpoint_files
 from recbole_tpad.backbones.loading import load_backbone
@@ -31,8 +32,10 @@ from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
+from recbole_tpad.stages.alignment_summary import alignment_summary
 from recbole_tpad.stages.generation_rate import measure
 from recbole_tpad.stages.inputs import encode_states
+from recbole_tpad.stages.journal import write_tensorboard
 from recbole_tpad.stages.knowledge import (
     KnowledgeSettings,
     split_holdout,
@@ -40,7 +43,7 @@ from recbole_tpad.stages.knowledge import (
     trained_parameters,
 )
 from recbole_tpad.stages.pairs import MetaPairs
-from recbole_tpad.stages.probes import neighbour_overlap
+from recbole_tpad.stages.signatures import alignment_warnings, balance_warnings
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
 LATE_GENERATION_RATE = 0.2
@@ -194,6 +197,7 @@ class TpadGenerator:
             started = time.perf_counter()
             stage = train(checkpoint)
             stage.record["seconds"] = time.perf_counter() - started
+            write_tensorboard(run.work / "logs" / key, name, stage.record["history"])
             with atomic_folder(folder) as made:
                 save_file(stage.weights, made / "weights.safetensors")
                 write_json(made / "stage.json", {"name": name, **stage.record})
@@ -270,6 +274,7 @@ class TpadGenerator:
         stage = self._cached(run, "transition", train)
         _load(backbone.tower_parameters("transition"), stage.weights)
         record.stages.append(stage.record)
+        record.warnings += balance_warnings(stage.record["history"], "Transition")
         return encode_states(backbone, inputs, "transition")
 
     def _alignment(
@@ -286,17 +291,21 @@ class TpadGenerator:
             before = encode_states(backbone, inputs, "knowledge")
             result = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
             after = encode_states(backbone, inputs, "knowledge")
-            summary = {
-                f"{when}_neighbours_shared_with_T_{name}": overlap
-                for when, states in (("K0", before), ("K1", after))
-                for name, overlap in neighbour_overlap(states, teacher).items()
-            }
+            category = LabelTable(run.items).category
+            summary = alignment_summary(before, after, teacher, result.heads, category)
             weights = _copy(backbone.tower_parameters("knowledge"))
             return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "alignment", train)
         _load(backbone.tower_parameters("knowledge"), stage.weights)
         record.stages.append(stage.record)
+        record.warnings += alignment_warnings(
+            stage.record["history"],
+            mi_lower=settings.mi_lower,
+            marginals=settings.marginals,
+            batch=settings.batch_size,
+            items=len(run.items),
+        )
 
 
 def _sessions(dataset: DatasetFolder) -> Iterator[Sequence[int]]:

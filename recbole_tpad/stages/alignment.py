@@ -60,6 +60,7 @@ class AlignmentSettings:
         relational_weight: of the KL between T's and K's similarities within a batch ('soft').
         cosine_weight: of 1 − cos(w^H, z) of each item ('soft').
         generation_weight: weight of L_gen, which stays on.
+        label_weight: of the loss of w^L's labels, on where γ1 > 0.
         projection: width p of w^H, w^L and z.
         likelihood_steps: steps on q per outer step.
         q_learning_rate: of q's own Adam.
@@ -79,6 +80,7 @@ class AlignmentSettings:
     relational_weight: float = 0.0
     cosine_weight: float = 0.0
     generation_weight: float = 1.0
+    label_weight: float = 1.0
     projection: int = 256
     likelihood_steps: int = 5
     q_learning_rate: float = 1e-3
@@ -97,6 +99,7 @@ class AlignmentSettings:
             "gamma_lower",
             "gamma_ramp",
             "generation_weight",
+            "label_weight",
             "relational_weight",
             "cosine_weight",
             "likelihood_steps",
@@ -204,7 +207,7 @@ def train_alignment(
         ramp = ramped(step, settings)
         loss = ramp * settings.gamma_upper * terms.upper + ramp * settings.gamma_lower * terms.lower
         if settings.gamma_upper > 0:
-            loss = loss + terms.labels
+            loss = loss + settings.label_weight * terms.labels
         generation = encoded.answer_loss()
         if generation is not None:
             metrics["loss_generation"] = generation.item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_folder
 from recbole_tpad.objectives import average_gradients, is_first_process
+from recbole_tpad.stages.journal import Journal
 
 Metrics = dict[str, float]
 
@@ -74,7 +75,8 @@ class TrainingLoop:
         trainable: parameters.
         settings: optimisation.
         folder: keeps the checkpoint while training; the caller removes it once the stage's result
-            is safely on disk.
+            is safely on disk. Every step's quantities go to ``logs/<its stem>/steps.jsonl`` beside
+            it, and stay.
 
     The step function must depend only on the step number, the parameters and torch's global RNG.
     Where several processes train together, gradients are averaged over them.
@@ -127,9 +129,6 @@ class TrainingLoop:
             InputError: the loss or a gradient is NaN or infinite; the last checkpoint stays.
         """
         start = self._load()
-        saved = time.monotonic()
-        main = self._optimizers["main"]
-        parameters = list(self._trainable.main.values())
         bar = tqdm(
             range(start, self.settings.steps),
             desc=self.name,
@@ -139,6 +138,25 @@ class TrainingLoop:
             mininterval=0.5,
             leave=False,
         )
+        first = is_first_process()
+        with Journal(self.journal_folder, self.history, enabled=first) as journal:
+            self._train(bar, compute, journal)
+        return self.history
+
+    @property
+    def journal_folder(self) -> Path:
+        """Where every step's quantities are written while training."""
+        return self._folder.parent / "logs" / self._folder.stem
+
+    def _train(
+        self,
+        bar: Iterable[int],
+        compute: Callable[[int], tuple[torch.Tensor, Metrics]],
+        journal: Journal,
+    ) -> None:
+        saved = time.monotonic()
+        main = self._optimizers["main"]
+        parameters = list(self._trainable.main.values())
         for step in bar:
             for group in main.param_groups:
                 group["lr"] = self.rate(step)
@@ -163,10 +181,10 @@ class TrainingLoop:
                     "learning_rate": self.rate(step),
                 }
             )
+            journal.write(self.history[-1])
             if time.monotonic() - saved > self.settings.checkpoint_seconds:
                 self._save(step + 1)
                 saved = time.monotonic()
-        return self.history
 
     def _diverged(self, step: int, what: str, metrics: Metrics) -> InputError:
         return InputError(

@@ -294,7 +294,7 @@ def test_a_changed_training_part_is_refused(fresh: DatasetFolder) -> None:
 def test_nothing_but_finished_work_stays(finished: tuple[DatasetFolder, ItemEmbeddings]) -> None:
     folder, _ = finished
     left = {p.name.partition("-")[0] for p in (folder.path / "stages").iterdir()}
-    assert left == {"tiny", "knowledge", "transition", "alignment"}
+    assert left == {"tiny", "knowledge", "transition", "alignment", "logs"}
     assert not list((folder.path / "stages").glob("*.checkpoint"))
     assert [p.name for p in (folder.path / "embeddings").iterdir()] == ["small"]
 
