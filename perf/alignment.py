@@ -1,15 +1,15 @@
 """Does alignment carry what follows what into the item embeddings? On real data, no recommender.
 
 Usage: ``python perf/alignment.py [--data PATH] [--encoder FOLDER_OR_ID] [--seeds 5]
-[--first_seed 1] [--features …] [--bfloat16] [--output alignment.jsonl]``. Amazon's Scientific sequences, leave one out: the items
-nearest to the last item of a user's history (cosine, the history itself masked) are ranked against
-the full catalogue. Every finished feature and seed is a line of the output file, so a killed run
-goes on where it was, and files of several runs may be joined; the settings are those of ``properties/generator/tpad-small.yaml`` and were
-chosen on the validation targets. Progress goes to stderr; the last line is JSON: one object per
-feature with ``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired
-bootstrap over users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in
-``_cold`` never saw a tenth of the items in training sessions and are measured on targets among
-these.
+[--first_seed 1] [--features …] [--bfloat16] [--output alignment.jsonl]``. Amazon's Scientific
+sequences, leave one out: the items nearest to the last item of a user's history (cosine, the
+history itself masked) are ranked against the full catalogue. Every finished feature and seed is a
+line of the output file, so a killed run goes on where it was, and files of several runs may be
+joined; the settings are those of ``properties/generator/tpad-small.yaml`` and were chosen on the
+validation targets. Progress goes to stderr; the last line is JSON: one object per feature with
+``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired bootstrap over
+users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in ``_cold`` never
+saw a tenth of the items in training sessions and are measured on targets among these.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from recbole_tpad.objectives import DiagonalGaussian
 from recbole_tpad.stages.alignment import q_over_marginal, standardise
 from recbole_tpad.stages.alignment_heads import AlignmentHeads
-from recbole_tpad.stages.probes import (
+from recbole_tpad.stages.fresh_probes import (
     category_accuracy,
     effective_rank,
     neighbour_overlap,

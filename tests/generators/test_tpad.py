@@ -28,7 +28,7 @@ from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.generators.embed import read_run
 from recbole_tpad.generators.registry import make_generator, merge
-from recbole_tpad.stages.probes import neighbour_overlap
+from recbole_tpad.stages.fresh_probes import neighbour_overlap
 from recbole_tpad.store import ItemEmbeddings
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_tpad.stages.alignment_summary import held_out_q_gain
-from recbole_tpad.stages.probes import category_accuracy, effective_rank, probe_r2, variance
+from recbole_tpad.stages.fresh_probes import category_accuracy, effective_rank, probe_r2, variance
 
 
 def normal(rows: int, width: int, seed: int = 0) -> torch.Tensor:
