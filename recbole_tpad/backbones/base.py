@@ -15,9 +15,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
 
 TOWERS = ("knowledge", "transition")
+FLOAT16_LOSS_SCALE = 1024.0  # of a float16 base (assumption); bfloat16 needs none
 
 # Made by a kind's inputs and read by the same kind's `encode`; nobody else looks inside.
 Batch: TypeAlias = Any
@@ -57,12 +59,15 @@ class Inputs(ABC):
         items: all items.
         device: where batches go.
         has_image, has_answer: (N,) bool; an answer is keywords or a category.
+        unreadable: item id → why its image cannot be shown; it counts as absent. Filled as images
+            are read, at the latest by `freeze`.
     """
 
     items: Sequence[Item]
     device: torch.device
     has_image: torch.Tensor
     has_answer: torch.Tensor
+    unreadable: dict[str, str]
 
     @abstractmethod
     def batch(
@@ -84,6 +89,15 @@ class Inputs(ABC):
     def lengths(self) -> torch.Tensor:
         """(N,) int64: what an item costs in tokens, without its answer."""
 
+    def answer_lengths(self) -> torch.Tensor:
+        """(N,) int64: terms an item adds to the answer loss; see `Encoded.answer_tokens`."""
+        return self.has_answer.long()
+
+    def prompt_text(self, row: int) -> str:
+        """An item as it is read, as text with places for what is no text; for people."""
+        item = self.items[row]
+        return " ".join(part for part in (item.title, item.brand) if part)
+
     def prepare(self, *, train_base: bool) -> None:  # noqa: B027 (most kinds need nothing)
         """Get ready for stage 1; with `train_base` nothing computed by the base may be kept."""
 
@@ -96,9 +110,14 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         active: the tower in use.
+        loss_scale: gradients are this much larger inside the base than outside of it; more than
+            1 keeps those of a float16 base from vanishing.
+        vision_cache: features of the frozen vision encoder on disk, if it has a place there.
     """
 
     active: str = TOWERS[0]
+    loss_scale: float = 1.0
+    vision_cache: VisionCache | None = None
 
     @property
     @abstractmethod
@@ -176,9 +195,20 @@ class Backbone(nn.Module, ABC):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
         self.train()
+        hooks = []
+        if self.loss_scale != 1:
+            undo = 1 / self.loss_scale
+            hooks = [p.register_hook(lambda g: g * undo) for p in parameters.values()]
         try:
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             self.eval()
             for parameter in self.parameters():
                 parameter.requires_grad_(False)
+
+    @property
+    def scale_now(self) -> float:
+        """`loss_scale` while training, else 1."""
+        return self.loss_scale if self.training else 1.0

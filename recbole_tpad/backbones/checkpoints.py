@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_file
 
+# No code and no pickled weights.
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -26,22 +37,51 @@ def resolve(name: str, revision: str | None) -> Path:
     if path.is_dir():
         return path
     try:
-        fetched = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "tokenizer*"],
-        )
+        fetched = snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
     except Exception as error:  # the hub client raises many kinds; each means "not to be had"
         raise InputError(
-            f"'{name}' is neither a local folder nor a model that can be fetched from the hub "
-            f"({type(error).__name__}). Check the spelling, access rights and network, or give a "
-            "local folder."
+            f"'{name}' is neither a local folder nor a model that can be fetched from the hub: "
+            f"{_reason(error, revision)}"
         ) from error
     return Path(fetched)
 
 
-def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
+def _reason(error: Exception, revision: str | None) -> str:
+    if isinstance(error, GatedRepoError):
+        return (
+            "it is gated. Accept its conditions on the hub, log in with 'hf auth login', or give "
+            "a local folder."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision '{revision}'."
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return "there is no such model, or it is private. Check the spelling and access rights."
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return (
+            "the hub cannot be reached and the model is not in the local cache. Fetch it once "
+            "with a network ('hf download'), or give a local folder."
+        )
+    return f"{type(error).__name__}. Check spelling, access rights and network."
+
+
+def revisions(settings: BackboneSettings) -> dict[str, str]:
+    """``revision of <hub id>`` → commit of every part that came from the hub."""
+    found = {}
+    for name, revision in settings.parts().values():
+        folder = resolve(name, revision)
+        if not Path(name).is_dir() and folder.parent.name == "snapshots":
+            found[f"revision of {name}"] = folder.name
+    return found
+
+
+def checkpoint_files(
+    settings: BackboneSettings, parts: Collection[str] | None = None
+) -> dict[str, str]:
     """Name → SHA-256 of every file a backbone is made from: what its vectors depend on.
+
+    Args:
+        settings: which backbone.
+        parts: of these parts only.
 
     In the hub's cache a large file is a link to a blob that is named by its hash; it is not read.
 
@@ -50,22 +90,36 @@ def checkpoint_files(settings: BackboneSettings) -> dict[str, str]:
     """
     found = {}
     for part, (name, revision) in settings.parts().items():
+        if parts is not None and part not in parts:
+            continue
         folder = resolve(name, revision)
         for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".json", ".model"):
+            if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
                 blob = file.resolve().name
                 hashed = file.is_symlink() and _SHA256.fullmatch(blob)
                 found[f"{part}/{file.name}"] = blob if hashed else sha256_file(file)
     return found
 
 
+def require_safetensors(folder: Path) -> None:
+    """Refuse a checkpoint without safetensors, before anything is built.
+
+    Raises:
+        InputError: it holds pickled weights only, or none.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(s))
+    found = f"only {', '.join(pickled[:3])}" if pickled else "no weights"
+    raise InputError(
+        f"{folder} has no .safetensors file ({found}). Pickled checkpoints are not read, since "
+        "they can run code; convert it with safetensors, or take a revision that has them."
+    )
+
+
 def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Read the tensors whose names start with `prefix` from a folder's safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{folder} has no .safetensors file. Pickled checkpoints are not read; convert it."
-        )
     found = {}
     for file in files:
         with safe_open(file, framework="pt") as stream:

@@ -1,63 +1,51 @@
-"""The composed backbone: BLIP-2 vision encoder + Q-Former, connector, any causal language model.
+"""The composed backbone: a vision encoder, a connector, any causal language model.
 
 One base in memory carries two *towers*, `knowledge` and `transition`. A tower is what the stages
-train: a LoRA adapter of its name (peft), a connector from the Q-Former's output into the word
-space, the rows of the two summary tokens, and the visual tokens that stand for "no image".
+train: a LoRA adapter of its name (peft), a connector from the vision encoder into the word space,
+the rows of the two summary tokens, and the visual tokens that stand for "no image".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_tpad.backbones.base import TOWERS, Backbone, Encoded, Inputs, Prediction
+from recbole_tpad.backbones.base import (
+    FLOAT16_LOSS_SCALE,
+    TOWERS,
+    Backbone,
+    Encoded,
+    Inputs,
+    Prediction,
+)
 from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
+from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers
 from recbole_tpad.backbones.prompts import (
-    IGNORED_LABEL,
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
     VISUAL_TOKEN,
+    GreedyAnswers,
     PromptBatch,
     PromptEncoder,
     PromptTemplate,
 )
+from recbole_tpad.backbones.readout import answer_loss, encoded, positions, summary_states
 from recbole_tpad.backbones.vision import VisionEncoder
 from recbole_tpad.data import Item
-from recbole_tpad.errors import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """LoRA of a tower (TPAD: r=16, α=32, dropout .05 on q, k, v, o)."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
-            raise InputError(
-                f"Impossible LoRA settings: rank {self.rank}, alpha {self.alpha}, dropout "
-                f"{self.dropout}."
-            )
 
 
 class Tower(nn.Module):
     """The small trainable part of a tower besides its LoRA adapter.
 
     Args:
-        vision_dim: width of the Q-Former's output.
+        vision_dim: width of the vision encoder's output.
         word_dim: width of the language model's word space.
-        visual_tokens: Q-Former queries.
+        visual_tokens: vectors of an image.
         spread: standard deviation for the new rows: that of the model's own word vectors.
     """
 
@@ -84,6 +72,7 @@ class ComposedBackbone(Backbone):
         max_text_tokens: budget of an item's text.
         readout: 'at' the summary token, or 'before' it (NoteLLM-2).
         gist_mask: answer tokens see only the summary tokens and earlier answer tokens.
+        activation_checkpointing: recompute layers in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -98,6 +87,7 @@ class ComposedBackbone(Backbone):
         max_text_tokens: int = 96,
         readout: str = "at",
         gist_mask: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.vision = vision
@@ -105,15 +95,12 @@ class ComposedBackbone(Backbone):
         self.tokenizer = tokenizer
         self.readout = readout
         self.gist_mask = gist_mask
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-        )
         words = language_model.get_input_embeddings().weight
-        self.language_model = get_peft_model(language_model, config, adapter_name=TOWERS[0])
-        self.language_model.add_adapter(TOWERS[1], config)
+        if words.dtype == torch.float16:
+            self.loss_scale = FLOAT16_LOSS_SCALE
+        if activation_checkpointing:
+            language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.language_model = add_towers(language_model, lora)
         queries, vision_dim = vision.shape
         spread = float(words.detach().float().std())
         self.towers = nn.ModuleDict(
@@ -132,11 +119,7 @@ class ComposedBackbone(Backbone):
 
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower."""
-        found = {
-            f"lora.{n.replace(f'.{tower}.', '.')}": p
-            for n, p in self.language_model.named_parameters()
-            if "lora_" in n and f".{tower}." in n
-        }
+        found = adapter_parameters(self.language_model, tower)
         return found | {f"tower.{n}": p for n, p in self.towers[tower].named_parameters()}
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
@@ -163,13 +146,9 @@ class ComposedBackbone(Backbone):
 
     # -- forward -------------------------------------------------------------------------------
 
-    def pixels(self, images: Sequence[Path]) -> torch.Tensor:
-        """Read images into pixel values (B, 3, H, W)."""
-        opened = []
-        for path in images:
-            with Image.open(path) as image:
-                opened.append(image.convert("RGB"))
-        return self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB images as pixel values (B, 3, H, W)."""
+        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     def _inputs(
         self, batch: PromptBatch, visual: torch.Tensor, has_image: torch.Tensor
@@ -177,7 +156,7 @@ class ComposedBackbone(Backbone):
         """Word vectors (B, L, H) with visual and summary places filled in."""
         tower = cast(Tower, self.towers[self.active])
         words: torch.Tensor = self.language_model.get_input_embeddings()(batch.ids.clamp(min=0))
-        seen = tower.connector(visual.to(words.dtype))
+        seen = tower.connector(visual.float())  # towers stay in float32 on a half-precision base
         seen = torch.where(has_image[:, None, None], seen, tower.no_image)
         places = (batch.ids == VISUAL_TOKEN).unsqueeze(-1)
         words = words.masked_scatter(places, seen.to(words.dtype))
@@ -188,14 +167,8 @@ class ComposedBackbone(Backbone):
 
     def encode(self, batch: ComposedBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
-        hidden = self.hidden(*batch)
-        prompts = batch.prompts
-        tokens = int((prompts.labels != IGNORED_LABEL).sum())
-        return Encoded(
-            self.summaries(prompts, hidden),
-            tokens,
-            (lambda: self.answer_loss(prompts, hidden)) if tokens else None,
-        )
+        head = self.language_model.get_output_embeddings()
+        return encoded(batch.prompts, self.hidden(*batch), self.readout, head, self.scale_now)
 
     def predict(
         self,
@@ -220,16 +193,24 @@ class ComposedBackbone(Backbone):
         if not self.gist_mask:
             return batch.mask
         length = batch.ids.shape[1]
-        column = torch.arange(length, device=batch.ids.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=batch.ids.device).tril()
         allowed = causal & batch.mask.bool()[:, None, :]
-        answering = column >= (batch.answer_start - 1)[:, None]
-        visible = answering | (batch.ids == IMAGE_SUMMARY) | (batch.ids == TEXT_SUMMARY)
+        answering, visible = self._gist(batch)
         allowed &= ~answering[:, :, None] | visible[:, None, :]
         # A padding row that sees nothing would be NaN; it sees itself and nobody reads it.
         allowed |= torch.eye(length, dtype=torch.bool, device=batch.ids.device)
-        floor = torch.finfo(self.language_model.dtype).min
-        return torch.where(allowed, 0.0, floor).to(self.language_model.dtype)[:, None]
+        return self._additive(allowed)[:, None]
+
+    @staticmethod
+    def _gist(batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L) bool each: positions that answer, and positions that these see."""
+        column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        answering = column >= (batch.answer_start - 1)[:, None]
+        return answering, answering | (batch.ids == IMAGE_SUMMARY) | (batch.ids == TEXT_SUMMARY)
+
+    def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
+        dtype = self.language_model.dtype
+        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def hidden(
         self, batch: PromptBatch, visual: torch.Tensor, has_image: torch.Tensor
@@ -241,30 +222,33 @@ class ComposedBackbone(Backbone):
             visual: (B, queries, width) vision features; rows without an image are ignored.
             has_image: (B,) bool.
         """
-        decoder = self.language_model.get_base_model().get_decoder()
-        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
-        output = decoder(
-            inputs_embeds=self._inputs(batch, visual, has_image),
-            attention_mask=self.attention_mask(batch),
-            position_ids=positions,
-            use_cache=False,
+        words = self._inputs(batch, visual, has_image)
+        return self._decode(words, self.attention_mask(batch), positions(batch.mask))[0]
+
+    def _decode(
+        self,
+        words: torch.Tensor,
+        mask: torch.Tensor,
+        places: torch.Tensor,
+        cache: DynamicCache | None = None,
+    ) -> tuple[torch.Tensor, DynamicCache | None]:
+        """Last-layer states (B, L, H) of word vectors after what the cache holds; the cache."""
+        output = self.language_model.get_base_model().get_decoder()(
+            inputs_embeds=words,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state, cache
 
     def summaries(self, batch: PromptBatch, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Modality → (B, H) states at (or before) the summary tokens."""
-        rows = torch.arange(len(hidden), device=hidden.device)
-        shift = 1 if self.readout == "before" else 0
-        return {
-            "visual": hidden[rows, batch.summary_positions(IMAGE_SUMMARY) - shift],
-            "text": hidden[rows, batch.summary_positions(TEXT_SUMMARY) - shift],
-        }
+        return summary_states(batch, hidden, self.readout)
 
     def answer_loss(self, batch: PromptBatch, hidden: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over answer tokens only; the head runs on those positions only."""
-        rows, columns = torch.nonzero(batch.labels != IGNORED_LABEL, as_tuple=True)
-        logits = self.language_model.get_output_embeddings()(hidden[rows, columns - 1])
-        return nn.functional.cross_entropy(logits.float(), batch.labels[rows, columns])
+        """Mean cross-entropy over answer tokens only."""
+        return answer_loss(self.language_model.get_output_embeddings(), batch, hidden)
 
     @torch.no_grad()
     def generate(
@@ -275,22 +259,19 @@ class ComposedBackbone(Backbone):
         max_new_tokens: int,
     ) -> list[list[int]]:
         """Greedy answers to left-padded prompts without answers, cut at end-of-sequence."""
-        eos = self.tokenizer.eos_token_id
-        answers: list[list[int]] = [[] for _ in range(len(batch.ids))]
-        open_rows = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-        for _ in range(max_new_tokens):
-            hidden = self.hidden(batch, visual, has_image)[:, -1]
-            tokens = self.language_model.get_output_embeddings()(hidden).argmax(-1)
-            open_rows &= tokens != eos
-            if not open_rows.any():
-                break
-            for row in torch.nonzero(open_rows).flatten().tolist():
-                answers[row].append(int(tokens[row]))
-            column = tokens[:, None]
-            batch = PromptBatch(
-                torch.cat([batch.ids, column], 1),
-                torch.cat([batch.mask, torch.ones_like(column)], 1),
-                torch.cat([batch.labels, torch.full_like(column, IGNORED_LABEL)], 1),
-                batch.answer_start,
-            )
-        return answers
+        cache = DynamicCache(config=self.language_model.config)
+        mask, places = batch.mask, positions(batch.mask)
+        _, visible = self._gist(batch)
+        words = self._inputs(batch, visual, has_image)
+        hidden, _ = self._decode(words, self.attention_mask(batch), places, cache)
+        answers = GreedyAnswers(len(batch.ids), self.tokenizer.eos_token_id)
+        while True:
+            tokens = self.language_model.get_output_embeddings()(hidden[:, -1]).argmax(-1)
+            if not answers.add(tokens) or answers.longest >= max_new_tokens:
+                return answers.ids
+            new = mask.new_ones(len(mask), 1)
+            mask, visible = torch.cat([mask, new], 1), torch.cat([visible, new.bool()], 1)
+            places = places[:, -1:] + 1
+            seen = self._additive(mask.bool() & visible)[:, None, None] if self.gist_mask else mask
+            words = self.language_model.get_input_embeddings()(tokens[:, None])
+            hidden, _ = self._decode(words, seen, places, cache)

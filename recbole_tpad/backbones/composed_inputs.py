@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
+from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.prompts import Prompt, PromptBatch, collate
+from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
+from recbole_tpad.files import sha256_file
 
 if TYPE_CHECKING:
     from recbole_tpad.backbones.composed import ComposedBackbone
@@ -43,6 +47,7 @@ class ComposedInputs(Inputs):
         self._state_prompts = [
             Prompt(backbone.prompts.states_prompt(item), [], asks=False) for item in items
         ]
+        self.unreadable = {}
         self.has_image = torch.tensor([item.image is not None for item in items])
         self.has_answer = torch.tensor([bool(p.answer) for p in self._prompts])
         self._pixels: torch.Tensor | None = None
@@ -63,19 +68,15 @@ class ComposedInputs(Inputs):
         self.cache_features()
 
     def load_pixels(self, chunk: int = 64) -> None:
-        """Read every image once and keep its pixels; for a backbone whose vision side trains.
-
-        A random vision encoder is standardised on these images.
-        """
-        rows = torch.nonzero(self.has_image).flatten().tolist()
-        if not rows:
-            return
-        batches = []
-        for start in tqdm(range(0, len(rows), chunk), desc="images", delay=3, leave=False):
-            paths = [self.items[r].image for r in rows[start : start + chunk]]
-            batches.append(self._backbone.pixels([p for p in paths if p is not None]))
-        self._pixels = torch.zeros(len(self.items), *batches[0].shape[1:])
-        self._pixels[rows] = torch.cat(batches)
+        """Read every image once and keep its pixels; for a backbone whose vision side trains."""
+        rows = torch.nonzero(self.has_image).flatten()
+        parts = rows.split(chunk) if len(rows) else ()
+        for part in tqdm(parts, desc="images", delay=3, leave=False):
+            good, pixels = self._read(part)
+            if len(good):
+                if self._pixels is None:
+                    self._pixels = torch.zeros(len(self.items), *pixels.shape[1:])
+                self._pixels[good] = pixels.cpu()
 
     def pixel_batches(self, limit: int = 512, chunk: int = 64) -> list[torch.Tensor]:
         """Pixels of up to `limit` images, spread evenly, in chunks (for standardising)."""
@@ -87,29 +88,67 @@ class ComposedInputs(Inputs):
 
     @torch.no_grad()
     def cache_features(self, chunk: int = 64) -> None:
-        """Run the (now frozen) vision encoder once per image and keep its output in fp16."""
-        queries, width = self._backbone.vision.shape
-        self._features = torch.zeros(len(self.items), queries, width, dtype=torch.float16)
-        rows = torch.nonzero(self.has_image).flatten()
-        parts = rows.split(chunk) if len(rows) else ()
-        for part in tqdm(parts, desc="vision features", delay=3, leave=False):
-            self._features[part] = self._backbone.vision(self._read(part)).half().cpu()
-        self._pixels = None
+        """Run the (now frozen) vision encoder once per image and keep its output in fp16.
 
-    def _read(self, rows: torch.Tensor) -> torch.Tensor:
+        Images that the backbone's vision cache knows are not read again.
+        """
+        kept = self._backbone.vision_cache
+        cache = VisionCache() if kept is None else kept
+        rows = torch.nonzero(self.has_image).flatten().tolist()
+        image_of = {r: sha256_file(self._path(r)) for r in rows}
+        new = {image: r for r, image in image_of.items() if image not in cache}
+        wanted = torch.tensor(sorted(new.values()), dtype=torch.int64)
+        parts = wanted.split(chunk) if len(wanted) else ()
+        for part in tqdm(parts, desc="vision features", delay=3, leave=False):
+            good, pixels = self._read(part)
+            if len(good):
+                found = self._backbone.vision(pixels)
+                named = zip(good.tolist(), found, strict=True)
+                cache.add({image_of[r]: {"features": f} for r, f in named})
+        table = torch.zeros(len(self.items), *self._backbone.vision.shape, dtype=torch.float16)
+        for row, image in image_of.items():
+            if image in cache:
+                table[row] = cache.get(image)["features"]
+            elif self.has_image[row]:  # the same bytes as another item's unreadable image
+                self._reject(row, self.unreadable[self.items[new[image]].item_id])
+        self._features, self._pixels = table, None
+
+    def _path(self, row: int) -> Path:
+        path = self.items[row].image
+        assert path is not None  # only asked for rows that have one
+        return path
+
+    def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels of the rows whose image can be read, which these are, first."""
         if self._pixels is not None:
-            return self._pixels[rows].to(self.device)
-        paths = [self.items[r].image for r in rows.tolist()]
-        return self._backbone.pixels([p for p in paths if p is not None]).to(self.device)
+            return rows, self._pixels[rows].to(self.device)
+        good, images = [], []
+        for row in rows.tolist():
+            try:
+                images.append(read_image(self._path(row)))
+                good.append(row)
+            except UnreadableImage as error:
+                self._reject(row, str(error))
+        pixels = self._backbone.pixels(images) if images else torch.empty(0)
+        return torch.tensor(good, dtype=torch.int64), pixels.to(self.device)
+
+    def _reject(self, row: int, reason: str) -> None:
+        self.has_image[row] = False
+        self.unreadable[self.items[row].item_id] = reason
 
     def _visual(self, rows: torch.Tensor) -> torch.Tensor:
         if self._features is not None:
-            return self._features[rows].float().to(self.device)
-        queries, width = self._backbone.vision.shape
-        visual = torch.zeros(len(rows), queries, width, device=self.device)
-        present = self.has_image[rows]
-        if present.any():
-            visual[present.to(self.device)] = self._backbone.vision(self._read(rows[present]))
+            return self._features[rows].to(self.device).float()
+        visual = torch.zeros(len(rows), *self._backbone.vision.shape, device=self.device)
+        present = rows[self.has_image[rows]]
+        if len(present):
+            good, pixels = self._read(torch.unique(present))
+            if len(good):
+                place = torch.full((len(self.items),), -1)
+                place[good] = torch.arange(len(good))
+                shown = place[rows] >= 0
+                found = self._backbone.vision(pixels)
+                visual[shown.to(self.device)] = found[place[rows][shown].to(self.device)]
         return visual
 
     def batch(
@@ -134,11 +173,20 @@ class ComposedInputs(Inputs):
             chosen = self._prompts if answers else self._state_prompts
             prompts = [chosen[r] for r in rows.tolist()]
         seen = rows if visual_rows is None else visual_rows
+        visual = self._visual(seen)  # first: it finds out which images can be read
         return ComposedBatch(
             collate(prompts, left=left).to(self.device),
-            self._visual(seen),
+            visual,
             self.has_image[seen].to(self.device),
         )
+
+    def prompt_text(self, row: int) -> str:
+        """The prompt with its answer lead."""
+        return self._backbone.prompts.shown(self._prompts[row].ids)
+
+    def answer_lengths(self) -> torch.Tensor:
+        """(N,) tokens of the gold answers, the end-of-sequence token included."""
+        return torch.tensor([len(p.answer) for p in self._prompts])
 
     def lengths(self) -> torch.Tensor:
         """(N,) prompt lengths of the states prompt, in tokens."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -116,6 +117,7 @@ class PromptEncoder:
         self._to_answer = self._ids(template.before_answer)
         if tokenizer.eos_token_id is None:
             raise InputError("The tokenizer has no end-of-sequence token; answers could not end.")
+        self._end: int = tokenizer.eos_token_id
 
     def _ids(self, text: str, *, from_catalogue: bool = False) -> list[int]:
         # A title that spells a control token, such as </s>, is text and must not act as one.
@@ -124,12 +126,20 @@ class PromptEncoder:
         )["input_ids"]
         return ids
 
-    def states_prompt(self, item: Item) -> list[int]:
-        """Ids up to and including the text summary token: all that the exported states need."""
+    @property
+    def lead(self) -> list[int]:
+        """Ids before the image."""
+        return self._lead
+
+    @property
+    def answer_lead(self) -> list[int]:
+        """Ids between the text summary token and the answer."""
+        return self._to_answer
+
+    def after_image(self, item: Item) -> list[int]:
+        """Ids between the image and the text summary token, with both summary tokens."""
         text = self._ids(" " + self._template.text_of(item), from_catalogue=True)
         return [
-            *self._lead,
-            *[VISUAL_TOKEN] * self._visual_tokens,
             *self._to_image_summary,
             IMAGE_SUMMARY,
             *self._to_text,
@@ -137,6 +147,16 @@ class PromptEncoder:
             *self._to_text_summary,
             TEXT_SUMMARY,
         ]
+
+    def states_prompt(self, item: Item) -> list[int]:
+        """Ids up to and including the text summary token: all that the exported states need."""
+        return [*self._lead, *[VISUAL_TOKEN] * self._visual_tokens, *self.after_image(item)]
+
+    def answer(self, item: Item) -> list[int]:
+        """The gold answer with the end-of-sequence token; empty where there is none."""
+        text = self.answer_text(item)
+        ids = self._ids(text, from_catalogue=True)
+        return [*ids, self._end] if text else []
 
     def answer_text(self, item: Item) -> str:
         """The gold answer; empty when the item has neither keywords nor a category."""
@@ -148,10 +168,20 @@ class PromptEncoder:
 
     def prompt(self, item: Item) -> Prompt:
         """Prompt with its gold answer, ended by the end-of-sequence token."""
-        text = self.answer_text(item)
-        ids = self._ids(text, from_catalogue=True)
-        answer = [*ids, self._tokenizer.eos_token_id] if text else []
-        return Prompt(self.states_prompt(item) + self._to_answer, answer)
+        return Prompt(self.states_prompt(item) + self._to_answer, self.answer(item))
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """A prompt as text, markers in angle brackets."""
+        pieces: list[str] = []
+        for marker, run in groupby(ids, key=lambda i: min(i, 0)):
+            found = list(run)
+            if marker == VISUAL_TOKEN:
+                pieces.append(f"<image x {len(found)}>")
+            elif marker < 0:
+                pieces.append("<IMG_SUM>" if marker == IMAGE_SUMMARY else "<TEXT_SUM>")
+            else:
+                pieces.append(self._tokenizer.decode(found))
+        return "".join(pieces)
 
     def parse_answer(self, ids: Sequence[int]) -> tuple[list[str], str]:
         """Split generated ids into (keywords, category), both as text."""
@@ -203,3 +233,33 @@ def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
         if prompt.answer:
             labels[row, first : first + len(prompt.answer)] = torch.tensor(prompt.answer)
     return PromptBatch(ids, mask, labels, answer_start)
+
+
+class GreedyAnswers:
+    """Answers of a batch while they are generated, a token a row at a time.
+
+    Args:
+        rows: size of the batch.
+        end: the end-of-sequence token.
+
+    Attributes:
+        ids: one list of token ids a row, without the end-of-sequence token.
+        longest: tokens asked for so far.
+    """
+
+    def __init__(self, rows: int, end: int) -> None:
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.longest = 0
+        self._end = end
+        self._open = set(range(rows))
+
+    def add(self, tokens: torch.Tensor) -> bool:
+        """Take the next token of every row, shape (B,); whether any answer is still open."""
+        self.longest += 1
+        for row, token in enumerate(tokens.tolist()):
+            if row in self._open:
+                if token == self._end:
+                    self._open.discard(row)
+                else:
+                    self.ids[row].append(token)
+        return bool(self._open)

@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import Blip2QFormerModel, Blip2VisionModel
+from transformers import Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(nn.Module, ABC):
+    """Pixels (B, 3, H, W) → (B, tokens, width) of about unit scale."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(tokens, width) of an image's features."""
+
+    def standardise(self, batches: Sequence[torch.Tensor]) -> None:
+        """Fit to images, given as pixel batches; only encoders with random weights need it."""
+
+
+class PatchEncoder(VisionEncoder):
+    """The patch states of a ViT (SigLIP, CLIP), averaged to a square grid if asked.
+
+    States are normalised per patch to mean 0 and variance 1, since some of their dimensions are
+    many times larger than the others (assumption). A class token in front is left out.
+
+    Args:
+        vit: returns `last_hidden_state` (B, [1 +] side², width).
+        side: patches along an edge.
+        grid: visual tokens along an edge; 0 or `side` keeps every patch.
+    """
+
+    def __init__(self, vit: PreTrainedModel, side: int, grid: int = 0) -> None:
+        super().__init__()
+        self.vit = vit
+        self.side = side
+        self.grid = grid or side
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(grid², width)."""
+        return self.grid**2, int(self.vit.config.hidden_size)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode pixels (B, 3, H, W) to float32 (B, grid², width)."""
+        states = self.vit(pixel_values=pixels.to(self.vit.dtype)).last_hidden_state.float()
+        states = states[:, -(self.side**2) :]
+        if self.grid != self.side:
+            image = states.transpose(1, 2).unflatten(2, (self.side, self.side))
+            states = nn.functional.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)
+        return nn.functional.layer_norm(states, states.shape[-1:])
+
+
+class QueryEncoder(VisionEncoder):
     """BLIP-2's ViT and Q-Former: pixels → (B, queries, width), standardised per feature."""
 
     mean: torch.Tensor
@@ -35,11 +81,13 @@ class VisionEncoder(nn.Module):
         return self.query_tokens.shape[1], self.query_tokens.shape[2]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels (B, 3, H, W) to (B, queries, width)."""
-        patches = (self.vit(pixel_values=pixels).last_hidden_state - self.mean) * self.scale
+        """Encode pixels (B, 3, H, W) to float32 (B, queries, width)."""
+        dtype = self.query_tokens.dtype
+        patches = self.vit(pixel_values=pixels.to(dtype)).last_hidden_state
+        patches = (patches - self.mean) * self.scale
         queries = self.query_tokens.expand(pixels.shape[0], -1, -1)
-        output = self.qformer(query_embeds=queries, encoder_hidden_states=patches)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        output = self.qformer(query_embeds=queries, encoder_hidden_states=patches.to(dtype))
+        return output.last_hidden_state.float()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def standardise(self, batches: Sequence[torch.Tensor]) -> None:

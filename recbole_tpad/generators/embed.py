@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ def embed(
 ) -> ItemEmbeddings:
     """Make item embeddings and store them under ``<dataset folder>/embeddings/<name>/``.
 
-    A store made from the same inputs is kept as it is; finished stages are reused.
+    A store made from the same inputs is kept as it is; finished stages are reused. Of several
+    processes (`accelerate launch`) the first one writes.
 
     Args:
         data_path: folder of data set folders.
@@ -56,6 +58,8 @@ def embed(
     started = time.perf_counter()
     record = RunRecord()
     encoded = made.generate(folder, folder.path / "stages", record)
+    if not _first_process():
+        return open_store(path)
     store = write_store(
         path,
         folder.item_ids,
@@ -74,7 +78,27 @@ def embed(
         "warnings": record.warnings,
     }
     write_json(path / "run.json", run)
+    _release_others()
     return store
+
+
+def _first_process() -> bool:
+    """Whether this process writes; another one waits until it has."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from recbole_tpad.stages.processes import processes
+
+    if not processes().first:
+        processes().wait()
+        return False
+    return True
+
+
+def _release_others() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from recbole_tpad.stages.processes import processes
+
+        processes().wait()
 
 
 def read_run(store: ItemEmbeddings) -> dict[str, Any]:

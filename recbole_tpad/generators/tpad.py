@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
 from recbole_tpad.backbones.answer_heads import LabelTable
 from recbole_tpad.backbones.base import Backbone, Inputs
-from recbole_tpad.backbones.checkpoints import checkpoint_files
+from recbole_tpad.backbones.checkpoints import checkpoint_files, revisions
 from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.prompts import PromptTemplate
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
+from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
@@ -34,19 +35,20 @@ from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
 from recbole_tpad.stages.alignment_summary import alignment_summary
 from recbole_tpad.stages.generation_rate import measure
+from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.journal import write_tensorboard
 from recbole_tpad.stages.knowledge import (
     KnowledgeSettings,
-    split_holdout,
+    best_weights_file,
     train_knowledge,
     trained_parameters,
 )
 from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.probes import knowledge_warnings, probe_knowledge
+from recbole_tpad.stages.processes import processes
 from recbole_tpad.stages.signatures import alignment_warnings, balance_warnings
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
-
-LATE_GENERATION_RATE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,18 @@ class TpadGenerator:
             changes["image"] = None
         if not self._settings.use_text:
             changes |= {"title": "", "brand": "", "description": ""}
-        return [dataclasses.replace(item, **changes) for item in dataset.items]
+        items = []
+        for item in dataset.items:
+            gone = item.image is not None and not item.image.is_file()
+            own: dict[str, Any] = {"image": None} if gone else {}
+            items.append(dataclasses.replace(item, **(own | changes)))
+        return items
 
     def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
         settings = self._settings
         common = {"code": recbole_tpad.__version__, "seed": settings.seed}
-        files = {} if settings.backbone.kind == "tiny" else checkpoint_files(settings.backbone)
+        tiny = settings.backbone.kind == "tiny"
+        files = {} if tiny else checkpoint_files(settings.backbone)
         asked = dataclasses.asdict(settings.backbone)
         backbone = sha256_json({**common, "backbone": asked, "files": files})
         content = items_sha256(items, images=True, keywords=True)
@@ -124,6 +132,8 @@ class TpadGenerator:
 
         knowledge = stage("knowledge", settings.knowledge, backbone, content)
         found = {"backbone": backbone, "items": content, "knowledge": knowledge}
+        if not tiny:
+            found |= revisions(settings.backbone)
         if not settings.no_alignment:
             split = dataset.split_fingerprint
             transition = stage("transition", settings.transition, knowledge, split)
@@ -178,33 +188,43 @@ class TpadGenerator:
             texts = [_all_text(item) for item in run.items] + scaffold
             key = sha256_json([run.fingerprints["backbone"], texts])
             folder = run.work / f"tiny-{key[:16]}"
-            if not (folder / "tiny.json").is_file():
+            if processes().first and not (folder / "tiny.json").is_file():
                 with atomic_folder(folder) as made:
                     create_tiny(made, texts, sizes, self._settings.seed)
+            processes().wait()
             settings = dataclasses.replace(
                 settings,
                 vision=str(folder / "vision"),
                 language_model=str(folder / "language_model"),
             )
-        return load_backbone(settings, run.items).to(self._device).eval()
+        shared = settings.kind != "tiny" and not self._settings.knowledge.train_base
+        features = run.work if shared else None
+        return load_backbone(settings, run.items, features).to(self._device).eval()
 
     def _cached(self, run: _Run, name: str, train: Callable[[Path], _Stage]) -> _Stage:
         """Return a stage's result from disk, or train it and put it there."""
         key = f"{name}-{run.fingerprints[name][:16]}"
         folder = run.work / key
-        if not (folder / "stage.json").is_file():
+        team = processes()
+        done = (folder / "stage.json").is_file()
+        team.wait()
+        if not done:
             checkpoint = run.work / f"{key}.checkpoint"
             started = time.perf_counter()
             stage = train(checkpoint)
             stage.record["seconds"] = time.perf_counter() - started
-            write_tensorboard(run.work / "logs" / key, name, stage.record["history"])
-            with atomic_folder(folder) as made:
-                save_file(stage.weights, made / "weights.safetensors")
-                write_json(made / "stage.json", {"name": name, **stage.record})
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            if team.first:
+                write_tensorboard(run.work / "logs" / key, name, stage.record["history"])
+                base = {"base": run.fingerprints["backbone"]}
+                with atomic_folder(folder) as made:
+                    save_file(stage.weights, made / "weights.safetensors", metadata=base)
+                    write_json(made / "stage.json", {"name": name, **stage.record})
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                best_weights_file(checkpoint).unlink(missing_ok=True)
+            team.wait()
         # Read back even when just trained: later stages see what a resumed run would see.
         return _Stage(
-            load_file(folder / "weights.safetensors"),
+            load_tower(folder / "weights.safetensors", run.fingerprints["backbone"]),
             json.loads((folder / "stage.json").read_text(encoding="utf-8")),
         )
 
@@ -217,24 +237,25 @@ class TpadGenerator:
             inputs.prepare(train_base=settings.train_base)
             result = train_knowledge(backbone, inputs, settings, checkpoint, seed)
             weights = _copy(parameters) | _copy(fitted)
-            return _Stage(weights, {"history": result.history, "summary": {}})
+            absent = int((~inputs.has_image).sum())
+            summary = {"items_without_image": absent, "unreadable_images": len(inputs.unreadable)}
+            summary["stopped_early"] = int(result.stopped)
+            return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "knowledge", train)
-        _load(parameters | fitted, stage.weights)
+        put(parameters | fitted, stage.weights)
         inputs.freeze()
         record.stages.append(stage.record)
         record.generation_rate = self._generation_rate(run, backbone, inputs)
-        rate = record.generation_rate["recall"] if record.generation_rate else None
-        if rate is None:
+        found = knowledge_warnings(record.generation_rate)
+        if found and record.generation_rate is not None:
+            labelled = torch.nonzero(inputs.has_answer).flatten().tolist()
+            found.append(str(probe_knowledge(backbone, inputs, labelled, parameters)))
+        record.warnings += found
+        if inputs.unreadable:
+            reasons = "; ".join(inputs.unreadable[i] for i in sorted(inputs.unreadable)[:5])
             record.warnings.append(
-                "No Generation Rate: too few items have visual keywords. The knowledge tower "
-                "learned what the other labels say, at most the categories."
-            )
-        elif rate <= LATE_GENERATION_RATE:
-            record.warnings.append(
-                f"Generation Rate is {rate:.3f}, not above {LATE_GENERATION_RATE}: the knowledge "
-                "tower does not say what is in the pictures. Train stage 1 longer, or check the "
-                "keywords."
+                f"{len(inputs.unreadable):,} images cannot be read and count as absent: {reasons}"
             )
 
     def _generation_rate(
@@ -248,7 +269,9 @@ class TpadGenerator:
             _, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
             labelled = [row for row in holdout if run.items[row].keywords]
             measured = measure(backbone, inputs, labelled, seed=seed) if len(labelled) > 1 else None
-            write_json(file, measured)
+            if processes().first:
+                write_json(file, measured)
+            processes().wait()
         found: dict[str, float | None] | None = json.loads(file.read_text(encoding="utf-8"))
         return found
 
@@ -272,7 +295,7 @@ class TpadGenerator:
             return _Stage(weights, {"history": history, "summary": summary})
 
         stage = self._cached(run, "transition", train)
-        _load(backbone.tower_parameters("transition"), stage.weights)
+        put(backbone.tower_parameters("transition"), stage.weights)
         record.stages.append(stage.record)
         record.warnings += balance_warnings(stage.record["history"], "Transition")
         return encode_states(backbone, inputs, "transition")
@@ -297,7 +320,7 @@ class TpadGenerator:
             return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "alignment", train)
-        _load(backbone.tower_parameters("knowledge"), stage.weights)
+        put(backbone.tower_parameters("knowledge"), stage.weights)
         record.stages.append(stage.record)
         record.warnings += alignment_warnings(
             stage.record["history"],
@@ -327,9 +350,3 @@ def _without_checkpointing(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _copy(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {n: t.detach().cpu().clone().contiguous() for n, t in named.items()}
-
-
-@torch.no_grad()
-def _load(named: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    for name, tensor in named.items():
-        tensor.copy_(weights[name])

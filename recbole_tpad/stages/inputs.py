@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Backbone, Inputs
+from recbole_tpad.stages.processes import processes
 
 
 @torch.no_grad()
@@ -17,15 +18,19 @@ def encode_states(
     Batches are cut from the items sorted by length, so little is padded and the composition does
     not depend on anything but the items.
 
+    Several processes (`processes`) encode a part each and share the result.
+
     Returns:
         Modality → (N, width) float32 states on the CPU, rows in item order.
     """
     backbone.use(tower)
     backbone.eval()
     order = torch.argsort(inputs.lengths(), stable=True)
-    states: dict[str, torch.Tensor] = {}
-    for rows in tqdm(order.split(batch), desc=f"encode ({tower})", delay=3, leave=False):
+    team = processes()
+    states = {n: torch.zeros(len(order), width) for n, width in backbone.widths.items()}
+    parts = order.split(batch)[team.rank :: team.count]
+    for rows in tqdm(parts, desc=f"encode ({tower})", delay=3, leave=False):
         for name, values in backbone.encode(inputs.batch(rows)).summaries.items():
-            table = states.setdefault(name, torch.empty(len(order), values.shape[1]))
-            table[rows] = values.float().cpu()
+            states[name][rows] = values.float().cpu()
+    team.add_up(states.values(), inputs.device)
     return states

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import torch
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.errors import InputError
 from recbole_tpad.settings import at_least
+from recbole_tpad.stages.held_out import HeldOut, split_holdout
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
+from recbole_tpad.stages.micro_batches import micro_batches
+from recbole_tpad.stages.processes import processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,45 +24,52 @@ class KnowledgeSettings:
 
     Attributes:
         loop: optimisation.
-        batch_size: items a step.
+        batch_size: items a step, over all processes.
+        micro_batch_tokens: padded tokens in one forward pass; a batch with more is accumulated.
+            0 takes a batch at once.
         holdout: share of labelled items kept out, for the Generation Rate.
+        evaluate_every: steps between looks at the held-out items; 0 looks at the end only.
+        evaluation_items: held-out items looked at while training, at most.
+        patience: looks without a lower held-out loss until training stops and the best weights
+            are taken; 0 trains all steps and keeps the last.
         train_base: train the base too (for randomly initialised backbones); LoRA rests then.
     """
 
     loop: LoopSettings
     batch_size: int = 32
+    micro_batch_tokens: int = 0
     holdout: float = 0.1
+    evaluate_every: int = 0
+    evaluation_items: int = 200
+    patience: int = 0
     train_base: bool = False
 
     def __post_init__(self) -> None:
-        at_least("knowledge", 1, batch_size=self.batch_size)
+        at_least("knowledge", 1, batch_size=self.batch_size, evaluation_items=self.evaluation_items)
+        at_least(
+            "knowledge",
+            0,
+            micro_batch_tokens=self.micro_batch_tokens,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+        )
         if not 0 <= self.holdout < 1:
             raise InputError(f"knowledge: holdout is a share below 1, not {self.holdout}.")
+        if self.patience and not (self.evaluate_every and self.holdout):
+            raise InputError("knowledge: patience needs evaluate_every and holdout above 0.")
 
 
 @dataclass(slots=True)
 class KnowledgeResult:
-    """What stage 1 leaves behind besides the trained backbone."""
+    """What stage 1 leaves behind besides the trained backbone; `stopped`: before the last step."""
 
     history: list[Metrics]
     holdout: list[int] = field(default_factory=list)
+    stopped: bool = False
 
 
-def split_holdout(has_answer: torch.Tensor, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split the labelled item rows into (training, held out), at random.
-
-    Raises:
-        InputError: no item has keywords or a category.
-    """
-    rows = torch.nonzero(has_answer).flatten()
-    if len(rows) == 0:
-        raise InputError(
-            "No item has keywords or a category, so stage 1 has nothing to learn from. Run "
-            "'recbole-tpad keywords' first, or convert metadata that has categories."
-        )
-    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-    held = min(len(rows) - 1, round(share * len(rows)))
-    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+class _Exhausted(Exception):
+    """Ends the loop: the held-out loss has not fallen for long enough."""
 
 
 def trained_parameters(
@@ -69,6 +81,11 @@ def trained_parameters(
     return backbone.trained_parameters("knowledge")
 
 
+def best_weights_file(folder: Path) -> Path:
+    """Where the best weights lie while a stage with checkpoints in `folder` trains."""
+    return folder.with_name(f"{folder.name}.best.safetensors")
+
+
 def train_knowledge(
     backbone: Backbone,
     inputs: Inputs,
@@ -78,26 +95,85 @@ def train_knowledge(
 ) -> KnowledgeResult:
     """Train the knowledge tower with cross-entropy on answer tokens only.
 
+    The loss is the mean over all answer tokens of the batch, however it is cut into micro-batches
+    or divided among processes.
+
     Args:
         backbone: changed in place.
         inputs: items, prepared for stage 1 (`Inputs.prepare`).
         settings: stage settings.
         folder: for checkpoints.
         seed: of hold-out, batches and dropout.
+
+    Raises:
+        InputError: nothing to learn from, or a loss that is not finite, with the items named.
     """
     training, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
     rows = torch.tensor(training)
+    terms = inputs.answer_lengths()
+    lengths = inputs.lengths() + terms if settings.micro_batch_tokens else terms
+    team = processes()
     backbone.use("knowledge")
     parameters = trained_parameters(backbone, settings)
+    held_out = HeldOut(
+        backbone,
+        inputs,
+        holdout[: settings.evaluation_items],
+        every=settings.evaluate_every,
+        patience=settings.patience,
+        parameters=parameters,
+        best=best_weights_file(folder),
+        seed=seed,
+    )
     torch.manual_seed(seed)
-    loop = TrainingLoop("knowledge", Trainable(parameters), settings.loop, folder)
+    # Checkpoints are the first process's; the others start from them, too.
+    loop_settings = (
+        settings.loop
+        if team.first
+        else dataclasses.replace(settings.loop, checkpoint_seconds=math.inf)
+    )
+    loop = TrainingLoop("knowledge", Trainable(parameters), loop_settings, folder)
+
+    def part_loss(part: torch.Tensor) -> tuple[torch.Tensor, int]:
+        encoded = backbone.encode(inputs.batch(part, answers=True))
+        loss = encoded.answer_loss()
+        assert loss is not None  # every training row has an answer
+        if not torch.isfinite(loss):
+            names = ", ".join(inputs.items[r].item_id for r in part.tolist()[:8])
+            raise InputError(
+                f"Stage 'knowledge': the loss is {loss.item()} on the items {names}. Lower "
+                "knowledge.loop.learning_rate, or take dtype bfloat16 instead of float16; the "
+                "last checkpoint is kept."
+            )
+        return loss, encoded.answer_tokens
 
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:
+        if held_out.exhausted(loop.history):
+            raise _Exhausted
+        seen = held_out.look(step, loop.history, write=team.first)
         chosen = rows[epoch_batches(len(rows), settings.batch_size, step, seed)]
-        loss = backbone.encode(inputs.batch(chosen, answers=True)).answer_loss()
-        assert loss is not None  # every training row has an answer
-        return loss, {"loss_generation": loss.item()}
+        parts = micro_batches(team.share(chosen), lengths, settings.micro_batch_tokens)
+        if len(parts) == 1 and team.count == 1:
+            loss, _ = part_loss(parts[0])
+            return loss, {"loss_generation": loss.item(), **seen}
+        every = int(terms[chosen].sum())
+        value = torch.zeros((), device=inputs.device)
+        for part in parts:
+            loss, count = part_loss(part)
+            share = loss * (count / every)
+            share.backward()
+            value += share.detach()
+        team.add_up_gradients(parameters.values())
+        team.add_up([value], inputs.device)
+        # The gradients are there already: the loop's own backward ends in this leaf.
+        return value.requires_grad_(), {"loss_generation": value.item(), **seen}
 
+    stopped = False
     with backbone.training_only(parameters):
-        history = loop.run(compute)
-    return KnowledgeResult(history, holdout)
+        try:
+            loop.run(compute)
+        except _Exhausted:
+            stopped = True
+        team.wait()
+        held_out.take_best(loop.history)
+    return KnowledgeResult(loop.history, holdout, stopped)

@@ -160,8 +160,8 @@ class TrainingLoop:
         for step in bar:
             for group in main.param_groups:
                 group["lr"] = self.rate(step)
+            main.zero_grad(set_to_none=True)  # before: a stage may accumulate gradients itself
             loss, metrics = compute(step)
-            main.zero_grad(set_to_none=True)
             if not torch.isfinite(loss):
                 raise self._diverged(step, f"loss {loss.item()}", metrics)
             loss.backward()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from recbole_tpad.stages.loop import Metrics
 from recbole_tpad.stages.fresh_probes import probe_r2, variance
+from recbole_tpad.stages.loop import Metrics
 
 States = Mapping[str, torch.Tensor]
 VANISHED = 0.02  # nats over all modalities: a vCLUB below this bounds nothing

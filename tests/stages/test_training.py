@@ -24,8 +24,9 @@ from recbole_tpad.stages.alignment import (
     standardise,
     train_alignment,
 )
+from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
-from recbole_tpad.stages.knowledge import KnowledgeSettings, split_holdout, train_knowledge
+from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
 from recbole_tpad.stages.loop import LoopSettings, Metrics
 from recbole_tpad.stages.pairs import MetaPairs
 from recbole_tpad.stages.transition import TransitionSettings, train_transition

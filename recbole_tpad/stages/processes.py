@@ -1,0 +1,93 @@
+"""Several processes that train one stage together, as `accelerate launch` or `torchrun` start them.
+
+Every process holds the whole model, computes its share of each batch, and adds up gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from recbole_tpad.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among its like.
+
+    Attributes:
+        rank: from 0; the first one writes files.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what all have computed."""
+        return self.rank == 0
+
+    def share(self, rows: torch.Tensor) -> torch.Tensor:
+        """This process's part of a batch's rows."""
+        return rows[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def add_up(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+        """Replace each tensor by its sum over the processes, in place.
+
+        Args:
+            tensors: anywhere.
+            device: of the models; what the processes talk through.
+        """
+        if self.count > 1:
+            for tensor in tensors:
+                moved = tensor.to(device)
+                dist.all_reduce(moved)
+                tensor.copy_(moved)
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the summed gradients; one that has none yet counts as zero."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+@cache
+def processes() -> Processes:
+    """The processes this one was started with: one, unless a launcher said otherwise.
+
+    Raises:
+        InputError: a launcher asks for sharded parameters.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
+    for variable, name in (
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+    ):
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise InputError(
+                f"{name} is asked for, but parameters are not sharded here: every process holds "
+                "the whole base. Use a plain multi-process configuration (MULTI_GPU, MULTI_CPU)."
+            )
+    gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if gpu else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size())

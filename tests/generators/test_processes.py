@@ -1,0 +1,77 @@
+"""`accelerate launch` with two processes trains stage 1 to what one process trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_tpad import NAME
+from tiny_catalogue import TINY, write_catalogue
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def embed(
+    data_path: Path, launcher: list[str], **changes: object
+) -> subprocess.CompletedProcess[str]:
+    keys = {f"backbone.tiny.{k}": v for k, v in TINY.items()}
+    keys |= {"backbone.lora.dropout": 0.0, "knowledge.batch_size": 7, "no_alignment": "true"}
+    keys |= {"knowledge.loop.steps": 6, "knowledge.loop.learning_rate": 1e-3}
+    keys |= {"knowledge.evaluate_every": 3, **changes}
+    command = [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", "embed"]
+    command += ["--dataset", NAME, "--data_path", str(data_path), "--generator", "tpad-tiny"]
+    return subprocess.run(
+        [*command, *(f"--{k}={v}" for k, v in keys.items())],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def knowledge(data_path: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    (folder,) = (data_path / NAME / "stages").glob("knowledge-*")
+    history = json.loads((folder / "stage.json").read_text())["history"]
+    return load_file(folder / "weights.safetensors"), history
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        write_catalogue(tmp_path / place)
+    run = embed(tmp_path / "one", [])
+    assert run.returncode == 0, run.stderr[-2000:]
+    port = str(20000 + os.getpid() % 20000)
+    run = embed(tmp_path / "two", [*LAUNCH, "--num_processes", "2", "--main_process_port", port])
+    assert run.returncode == 0, run.stderr[-2000:]
+    (one, history), (two, other) = (knowledge(tmp_path / p) for p in ("one", "two"))
+    assert set(one) == set(two)
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-4), name
+    for left, right in zip(history, other, strict=True):
+        assert set(left) == set(right)
+        for key in ("loss", "gradient_norm"):
+            assert right[key] == pytest.approx(left[key], rel=1e-4), key
+    assert (tmp_path / "two" / NAME / "embeddings" / "tpad-tiny" / "run.json").is_file()
+
+
+def test_sharded_parameters_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recbole_tpad.errors import InputError
+    from recbole_tpad.stages.processes import processes
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    processes.cache_clear()
+    with pytest.raises(InputError, match="FSDP is asked for"):
+        processes()
+    processes.cache_clear()
