@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
+from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.data import Item
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class EncoderInputs(Inputs):
         self.device = device
         self._backbone = backbone
         self.has_image = torch.tensor([item.image is not None for item in items])
+        self.unreadable = {}
         self.has_answer = torch.tensor([bool(i.keywords or i.category) for i in items])
         texts = [backbone.template.text_of(item) for item in items]
         # A title that spells a special token is text and must not act as one.
@@ -69,6 +70,7 @@ class EncoderInputs(Inputs):
         self._starts = torch.cumsum(self._lengths, 0) - self._lengths
         self._tokens = torch.tensor([i for t in tokens for i in t], dtype=torch.int32)
         self._lower: torch.Tensor | None = None
+        self._frozen_at: tuple[int, ...] = ()
         self._pooled: dict[str, tuple[tuple[int, ...], torch.Tensor]] = {}
         self._features: torch.Tensor | None = None
 
@@ -83,7 +85,11 @@ class EncoderInputs(Inputs):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Run the frozen parts over every item once."""
+        """Run the frozen parts over every item once, unless that was done and they are the same."""
+        versions = tuple(p._version for p in self._backbone.base_parameters().values())
+        if self._lower is not None and self._frozen_at == versions:
+            return
+        self._frozen_at = versions
         width = self._backbone.widths["text"]
         self._lower = None
         lower = torch.empty(len(self._tokens), width, dtype=torch.float16)
@@ -156,32 +162,43 @@ class EncoderInputs(Inputs):
 
     def visual(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, width) image features and (B,) bool: which rows have an image."""
-        present = self.has_image[rows]
         if self._features is not None:
-            return self._features[rows].float().to(self.device), present.to(self.device)
+            features = self._features[rows].float().to(self.device)
+        else:
+            features = self._read_features(rows)
+        return features, self.has_image[rows].to(self.device)
+
+    def _read_features(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, width) features of the rows' images, zero where there is none."""
         features = torch.zeros(len(rows), self._backbone.widths["visual"], device=self.device)
-        if present.any():
-            pixels = self._pixels(rows[present])
-            features[present.to(self.device)] = self._backbone.image_features(pixels).float()
-        return features, present.to(self.device)
+        places, images = [], []
+        for place, row in enumerate(rows.tolist()):
+            image = self._image(row)
+            if image is not None:
+                places.append(place)
+                images.append(image)
+        if images:
+            processor = self._backbone.image_processor
+            assert processor is not None  # made together with the image encoder
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+            pixels = torch.as_tensor(np.asarray(pixels)).to(self.device)
+            features[places] = self._backbone.image_features(pixels).float()
+        return features
+
+    def _image(self, row: int) -> Image.Image | None:
+        path = self.items[row].image
+        if path is None or not self.has_image[row]:
+            return None
+        try:
+            return read_image(path)
+        except UnreadableImage as error:
+            self.has_image[row] = False
+            self.unreadable[self.items[row].item_id] = str(error)
+            return None
 
     def _image_features(self, chunk: int = 32) -> torch.Tensor:
         table = torch.zeros(len(self.items), self._backbone.widths["visual"], dtype=torch.float16)
-        rows = torch.nonzero(self.has_image).flatten()
-        for part in tqdm(rows.split(chunk), desc="image features", delay=3, leave=False):
-            if len(part):
-                table[part] = self._backbone.image_features(self._pixels(part)).half().cpu()
+        parts = torch.arange(len(self.items)).split(chunk)
+        for part in tqdm(parts, desc="image features", delay=3, leave=False):
+            table[part] = self._read_features(part).half().cpu()
         return table
-
-    def _pixels(self, rows: torch.Tensor) -> torch.Tensor:
-        processor = self._backbone.image_processor
-        assert processor is not None  # made together with the image encoder
-        paths = [self.items[r].image for r in rows.tolist()]
-        images = [_rgb(path) for path in paths if path is not None]
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-        return torch.as_tensor(np.asarray(pixels)).to(self.device)
-
-
-def _rgb(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

@@ -58,7 +58,9 @@ class TpadSettings:
     Attributes:
         backbone, knowledge, transition, alignment: settings of the parts.
         use_images, use_text: False removes that modality from every item (−Img, −Text).
-        no_alignment: export K(0), without stages 2a and 2b.
+        no_knowledge: without stage 1: K(0) is the tower as it is loaded (w/o K).
+        no_transition: without stage 2a: K(0) is its own teacher, and no session is read (w/o T).
+        no_alignment: export K(0), without stages 2a and 2b (NA).
         seed: of everything random.
     """
 
@@ -68,8 +70,15 @@ class TpadSettings:
     alignment: AlignmentSettings
     use_images: bool = True
     use_text: bool = True
+    no_knowledge: bool = False
+    no_transition: bool = False
     no_alignment: bool = False
     seed: int = 0
+
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether training sessions have any influence."""
+        return not (self.no_alignment or self.no_transition)
 
 
 @dataclass(slots=True)
@@ -127,18 +136,21 @@ class TpadGenerator:
         content = items_sha256(items, images=True, keywords=True)
 
         def stage(name: str, own: Any, *upstream: str | None) -> str:
-            values = _without_checkpointing(dataclasses.asdict(own))
+            values = None if own is None else _without_checkpointing(dataclasses.asdict(own))
             return sha256_json({**common, "stage": name, "settings": values, "from": upstream})
 
-        knowledge = stage("knowledge", settings.knowledge, backbone, content)
+        known = None if settings.no_knowledge else settings.knowledge
+        knowledge = stage("knowledge", known, backbone, content)
         found = {"backbone": backbone, "items": content, "knowledge": knowledge}
         if not tiny:
             found |= revisions(settings.backbone)
-        if not settings.no_alignment:
+        transition = None
+        if settings.uses_sessions:
             split = dataset.split_fingerprint
             transition = stage("transition", settings.transition, knowledge, split)
-            alignment = stage("alignment", settings.alignment, knowledge, transition)
-            found |= {"split": split, "transition": transition, "alignment": alignment}
+            found |= {"split": split, "transition": transition}
+        if not settings.no_alignment:
+            found["alignment"] = stage("alignment", settings.alignment, knowledge, transition)
         return found
 
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
@@ -155,9 +167,15 @@ class TpadGenerator:
         backbone = self._backbone(run)
         inputs = backbone.inputs(items, self._device)
 
-        self._knowledge(run, backbone, inputs, record)
+        if self._settings.no_knowledge:
+            inputs.freeze()
+        else:
+            self._knowledge(run, backbone, inputs, record)
         if not self._settings.no_alignment:
-            teacher = self._transition(run, backbone, inputs, record)
+            if self._settings.no_transition:
+                teacher = encode_states(backbone, inputs, "knowledge")
+            else:
+                teacher = self._transition(run, backbone, inputs, record)
             self._alignment(run, backbone, inputs, teacher, record)
         started = time.perf_counter()
         states = encode_states(backbone, inputs, "knowledge")
@@ -174,7 +192,7 @@ class TpadGenerator:
         return Encoded(
             arrays={name: table.numpy() for name, table in states.items()},
             role="K0" if self._settings.no_alignment else "K1",
-            uses_sessions=not self._settings.no_alignment,
+            uses_sessions=self._settings.uses_sessions,
             inputs=run.fingerprints,
         )
 
@@ -289,9 +307,10 @@ class TpadGenerator:
             )
             history, learned = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
             weights = _copy(backbone.tower_parameters("transition"))
-            summary = {"pairs": len(pairs)} | {
+            summary: dict[str, Any] = {"pairs": len(pairs)} | {
                 f"scale_{n}": float(learned[n].detach().exp()) for n in backbone.modalities
             }
+            summary |= {n: v.tolist() for n, v in learned.items() if n.startswith("recency_")}
             return _Stage(weights, {"history": history, "summary": summary})
 
         stage = self._cached(run, "transition", train)

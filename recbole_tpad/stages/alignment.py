@@ -64,6 +64,8 @@ class AlignmentSettings:
         projection: width p of w^H, w^L and z.
         likelihood_steps: steps on q per outer step.
         q_learning_rate: of q's own Adam.
+        train_tower: False leaves K as it is and trains only what stands beside it: the control that
+            shows how far a bound can be met without alignment.
         teacher_scale: T's similarities are cosine · teacher_scale in the soft targets.
     """
 
@@ -84,6 +86,7 @@ class AlignmentSettings:
     projection: int = 256
     likelihood_steps: int = 5
     q_learning_rate: float = 1e-3
+    train_tower: bool = True
     teacher_scale: float = 10.0
 
     def __post_init__(self) -> None:
@@ -168,7 +171,7 @@ def train_alignment(
         settings,
     )
     backbone.use("knowledge")
-    tower = backbone.trained_parameters("knowledge")
+    tower = backbone.trained_parameters("knowledge") if settings.train_tower else {}
     trainable = Trainable(
         tower | _named_parameters("heads", aligned.heads),
         _named_parameters("q", aligned.q),

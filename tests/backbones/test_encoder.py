@@ -11,10 +11,17 @@ import pytest
 import torch
 from small_encoder import VISION_WIDTH, WIDTH, write_image_encoder, write_text_encoder
 from tiny_catalogue import WITHOUT_IMAGE, write_catalogue
-from transformers import AutoModel, AutoTokenizer, BertConfig, CLIPVisionModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+)
 
 from recbole_tpad.backbones.checkpoints import checkpoint_files
 from recbole_tpad.backbones.encoder import EncoderBackbone
+from recbole_tpad.backbones.images import read_image
 from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.data import DatasetFolder, Item
@@ -190,9 +197,31 @@ def test_images(make: Make, encoders: Path, dataset: DatasetFolder) -> None:
     assert not kept[without].any()
     seen = inputs.has_image.nonzero().flatten()[:4]
     vision = CLIPVisionModel.from_pretrained(encoders / "image").eval()
+    images = [read_image(dataset.items[r].image) for r in seen.tolist()]
+    processor = CLIPImageProcessorPil.from_pretrained(encoders / "image")
     with torch.no_grad():
-        expected = vision(pixel_values=inputs._pixels(seen)).pooler_output
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        expected = vision(pixel_values=pixels).pooler_output
     torch.testing.assert_close(computed[seen], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_unreadable_image_counts_as_absent(
+    make: Make, dataset: DatasetFolder, tmp_path: Path, frozen: bool
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    items = [replace(dataset.items[0], image=broken), *dataset.items[1:3]]
+    backbone = make(image=True)
+    inputs = backbone.inputs(items, CPU)
+    if frozen:
+        inputs.freeze()
+    with torch.no_grad():
+        states = backbone.encode(inputs.batch(torch.arange(3))).summaries["visual"]
+    assert not states[0].any()
+    assert states[1:].any(dim=1).all()
+    assert list(inputs.unreadable) == [items[0].item_id]
+    assert inputs.has_image.tolist() == [False, True, True]
 
 
 def test_the_heads_learn_to_answer(make: Make, dataset: DatasetFolder) -> None:
