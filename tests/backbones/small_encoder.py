@@ -17,8 +17,15 @@ from transformers import (
 WIDTH, LAYERS, VISION_WIDTH, EDGE = 24, 3, 16, 16
 
 
-def write_text_encoder(folder: Path, words: list[str], layers: int = LAYERS) -> Path:
-    """Write a random BERT whose vocabulary holds the words."""
+def write_text_encoder(
+    folder: Path,
+    words: list[str],
+    *,
+    layers: int = LAYERS,
+    width: int = WIDTH,
+    spread: float = 0.3,
+) -> Path:
+    """Write a random BERT whose vocabulary holds the words; a small spread keeps words apart."""
     folder.mkdir(parents=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(words))]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
@@ -27,12 +34,12 @@ def write_text_encoder(folder: Path, words: list[str], layers: int = LAYERS) -> 
     model = BertModel(
         BertConfig(
             vocab_size=len(vocabulary),
-            hidden_size=WIDTH,
+            hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=4,
-            intermediate_size=2 * WIDTH,
+            intermediate_size=2 * width,
             max_position_embeddings=64,
-            initializer_range=0.3,
+            initializer_range=spread,
         )
     )
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """A planted world: what follows what is in the sessions only, and alignment carries it into K.
 
-Every item says its category, its style and some noise. Items of style s are followed by items of
-its partner style, another word, so that texts alone do not tell what comes next.
+Every item says its category, its style and some noise. Items are followed by items of their group
+of styles, and a style is a word like any other, so that texts alone do not tell what comes next.
 """
 
 from __future__ import annotations
@@ -36,17 +36,15 @@ from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
 pytestmark = pytest.mark.slow
 
-STYLES, CATEGORIES, A_STYLE, TOP = 16, 6, 20, 20
-ITEMS = STYLES * A_STYLE
+GROUPS, A_GROUP, CATEGORIES = 8, 5, 6
+STYLES = GROUPS * A_GROUP
+ITEMS = 8 * STYLES
+TOP = ITEMS // GROUPS
 States = dict[str, torch.Tensor]
 
 
 def style(row: int) -> int:
     return row % STYLES
-
-
-def partner(number: int) -> int:
-    return (number + STYLES // 2) % STYLES
 
 
 def make_items() -> list[Item]:
@@ -64,11 +62,9 @@ def make_sessions(count: int, seed: int, *, shuffled: bool = False) -> list[list
     rng = random.Random(seed)
     sessions = []
     for _ in range(count):
-        current, items = rng.randrange(STYLES), []
-        for _ in range(4):
-            items.append(current + STYLES * rng.randrange(A_STYLE))
-            current = partner(current)
-        sessions.append(items)
+        group = rng.randrange(GROUPS)
+        members = [row for row in range(ITEMS) if style(row) // A_GROUP == group]
+        sessions.append(rng.sample(members, 4))
     if shuffled:
         flat = [i for s in sessions for i in s]
         rng.shuffle(flat)
@@ -89,7 +85,9 @@ class World:
     @cached_property
     def backbone(self) -> EncoderBackbone:
         words = " ".join(i.title for i in self.items).split()
-        encoder = write_text_encoder(self.folder / "encoder", words)
+        encoder = write_text_encoder(
+            self.folder / "encoder", words, layers=2, width=48, spread=0.15
+        )
         torch.manual_seed(0)
         settings = BackboneSettings(
             kind="encoder", text_encoder=str(encoder), encoder={"dropout": 0.0, "head_width": 64}
@@ -98,7 +96,7 @@ class World:
         assert isinstance(found, EncoderBackbone)
         self.inputs = found.inputs(self.items, torch.device("cpu"))
         self.inputs.freeze()
-        loop = LoopSettings(steps=120, learning_rate=3e-3)
+        loop = LoopSettings(steps=60, learning_rate=1e-3)
         settings_k = KnowledgeSettings(loop, batch_size=64)
         train_knowledge(found, self.inputs, settings_k, self.folder / "k", 0)
         self.start = {n: t.clone() for n, t in found.state_dict().items()}
@@ -116,7 +114,7 @@ class World:
     def teacher(self, *, shuffled: bool = False) -> States:
         backbone = self.restart()
         pairs = MetaPairs(make_sessions(1500, 1, shuffled=shuffled), ITEMS, (1,))
-        loop = LoopSettings(steps=150, learning_rate=5e-3)
+        loop = LoopSettings(steps=500, learning_rate=2e-3)
         settings = TransitionSettings(loop, pairs_per_step=128)
         train_transition(backbone, self.inputs, pairs, settings, self.folder / f"t{shuffled}", 0)
         return encode_states(backbone, self.inputs, "transition")
@@ -130,13 +128,14 @@ class World:
 
 
 ALIGNMENT = AlignmentSettings(
-    LoopSettings(steps=200, learning_rate=3e-3),
+    LoopSettings(steps=150, learning_rate=5e-3),
     batch_size=64,
     mi_lower="soft",
     projector="identity",
     relational_weight=1.0,
     cosine_weight=1.0,
     projection=16,
+    teacher_scale=20.0,
 )
 
 
@@ -158,7 +157,7 @@ def recovered(world: World, teacher: States) -> States:
 
 
 def retrieval(states: States) -> float:
-    """HR@20 of the next item, by cosine with the last one, over held-out sessions."""
+    """HR@40 of the next item, by cosine with the last one, over held-out sessions."""
     unit = F.normalize(states["text"], dim=-1)
     hits = []
     for *_, last, target in make_sessions(400, 99):
@@ -180,7 +179,7 @@ def share_of_gap(world: World, teacher: States, states: States) -> float:
 
 def test_t_retrieves_what_k0_cannot(world: World, teacher: States) -> None:
     assert retrieval(world.knowledge) < 0.2
-    assert retrieval(teacher) > 0.7
+    assert retrieval(teacher) > 2.5 * retrieval(world.knowledge)
 
 
 def test_k1_recovers_half_of_the_gap_and_keeps_the_category(
@@ -223,8 +222,8 @@ def test_the_upper_bound_takes_t_out_of_w_low_and_leaves_the_category(
 ) -> None:
     category = LabelTable(world.items).category
     found = []
-    for gamma in (1e-6, 0.3):
-        states, result = world.aligned(teacher, gamma_upper=gamma)
+    for gamma in (1e-6, 0.05):
+        states, result = world.aligned(teacher, gamma_upper=gamma, label_weight=3.0)
         summary = alignment_summary(world.knowledge, states, teacher, result.heads, category)
         with torch.no_grad():
             low = result.heads["text"].low(states["text"])
