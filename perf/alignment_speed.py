@@ -3,11 +3,11 @@
 Usage: ``python perf/alignment_speed.py [--encoder FOLDER_OR_ID] [--items 600] [--repeats 5]``.
 Random texts; the top layer and the residual head train. Progress goes to stderr; the last line is
 JSON: ``peak_ratio_1024_over_32`` (peak memory of a process that makes one stage-2a step of 1,024
-pairs over one of 32, both in chunks of 32 items), ``gradcache_over_counted`` (time of a cached forward and
-backward pass over that of one forward without gradients plus one forward and backward pass of the
-same chunks), ``tpa_overhead`` (a stage-2b step with both bounds over a step of the generation
-loss alone, same batch size); on a GPU also ``pairs_per_s`` and ``mfu`` of the 1,024-pair step (the
-share of 989 dense bfloat16 TFLOP/s).
+pairs over one of 32, both in chunks of 32 items), ``gradcache_over_counted`` (time of a cached
+forward and backward pass over that of one forward without gradients plus one forward and backward
+pass of the same chunks), ``tpa_overhead`` (a stage-2b step with both bounds over a step of the
+generation loss alone, same batch size); on a GPU also ``pairs_per_s`` and ``mfu`` of the
+1,024-pair step (the share of 989 dense bfloat16 TFLOP/s).
 """
 
 from __future__ import annotations

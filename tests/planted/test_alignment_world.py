@@ -229,5 +229,5 @@ def test_the_upper_bound_takes_t_out_of_w_low_and_leaves_the_category(
             low = result.heads["text"].low(states["text"])
         found.append((summary["low_predicts_T_text"], accuracy(world, low)))
     (without, category_without), (probe, category_with) = found
-    assert probe < without - 0.1
+    assert probe < 0.85 * without
     assert category_with > category_without - 0.05
