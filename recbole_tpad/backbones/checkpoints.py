@@ -23,12 +23,18 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_file
 
 # No code and no pickled weights.
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
+_WEIGHTS = "*.safetensors"
+_WANTED = (_WEIGHTS, "*.json", "*.model", "*.txt", "*.jinja", "tokenizer*")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def resolve(name: str, revision: str | None) -> Path:
+def resolve(name: str, revision: str | None, *, weights: bool = True) -> Path:
     """Return the local folder of a checkpoint, fetching a hub id's safetensors if need be.
+
+    Args:
+        name: folder or hub id.
+        revision: commit, branch or tag of a hub id.
+        weights: fetch the weights too.
 
     Raises:
         InputError: neither a folder nor a reachable hub id.
@@ -36,8 +42,9 @@ def resolve(name: str, revision: str | None) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
+    wanted = [p for p in _WANTED if weights or p != _WEIGHTS]
     try:
-        fetched = snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
+        fetched = snapshot_download(name, revision=revision, allow_patterns=wanted)
     except Exception as error:  # the hub client raises many kinds; each means "not to be had"
         raise InputError(
             f"'{name}' is neither a local folder nor a model that can be fetched from the hub: "

@@ -24,7 +24,7 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers
+from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
@@ -102,7 +102,7 @@ class ComposedBackbone(Backbone):
             language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.language_model = add_towers(language_model, lora)
         queries, vision_dim = vision.shape
-        spread = float(words.detach().float().std())
+        spread = word_spread(words)
         self.towers = nn.ModuleDict(
             {name: Tower(vision_dim, words.shape[1], queries, spread) for name in TOWERS}
         )

@@ -69,14 +69,17 @@ class ComposedInputs(Inputs):
 
     def load_pixels(self, chunk: int = 64) -> None:
         """Read every image once and keep its pixels; for a backbone whose vision side trains."""
+        self._pixels = None
         rows = torch.nonzero(self.has_image).flatten()
         parts = rows.split(chunk) if len(rows) else ()
+        kept: torch.Tensor | None = None
         for part in tqdm(parts, desc="images", delay=3, leave=False):
             good, pixels = self._read(part)
             if len(good):
-                if self._pixels is None:
-                    self._pixels = torch.zeros(len(self.items), *pixels.shape[1:])
-                self._pixels[good] = pixels.cpu()
+                if kept is None:
+                    kept = torch.zeros(len(self.items), *pixels.shape[1:])
+                kept[part[good]] = pixels.cpu()
+        self._pixels = kept  # last: from now on nothing is read from files
 
     def pixel_batches(self, limit: int = 512, chunk: int = 64) -> list[torch.Tensor]:
         """Pixels of up to `limit` images, spread evenly, in chunks (for standardising)."""
@@ -103,7 +106,7 @@ class ComposedInputs(Inputs):
             good, pixels = self._read(part)
             if len(good):
                 found = self._backbone.vision(pixels)
-                named = zip(good.tolist(), found, strict=True)
+                named = zip(part[good].tolist(), found, strict=True)
                 cache.add({image_of[r]: {"features": f} for r, f in named})
         table = torch.zeros(len(self.items), *self._backbone.vision.shape, dtype=torch.float16)
         for row, image in image_of.items():
@@ -119,14 +122,14 @@ class ComposedInputs(Inputs):
         return path
 
     def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels of the rows whose image can be read, which these are, first."""
+        """Pixels of the images that can be read, after which of `rows` these are (places)."""
         if self._pixels is not None:
-            return rows, self._pixels[rows].to(self.device)
+            return torch.arange(len(rows)), self._pixels[rows].to(self.device)
         good, images = [], []
-        for row in rows.tolist():
+        for place, row in enumerate(rows.tolist()):
             try:
                 images.append(read_image(self._path(row)))
-                good.append(row)
+                good.append(place)
             except UnreadableImage as error:
                 self._reject(row, str(error))
         pixels = self._backbone.pixels(images) if images else torch.empty(0)
@@ -140,15 +143,11 @@ class ComposedInputs(Inputs):
         if self._features is not None:
             return self._features[rows].to(self.device).float()
         visual = torch.zeros(len(rows), *self._backbone.vision.shape, device=self.device)
-        present = rows[self.has_image[rows]]
-        if len(present):
-            good, pixels = self._read(torch.unique(present))
+        places = torch.nonzero(self.has_image[rows]).flatten()
+        if len(places):
+            good, pixels = self._read(rows[places])
             if len(good):
-                place = torch.full((len(self.items),), -1)
-                place[good] = torch.arange(len(good))
-                shown = place[rows] >= 0
-                found = self._backbone.vision(pixels)
-                visual[shown.to(self.device)] = found[place[rows][shown].to(self.device)]
+                visual[places[good].to(self.device)] = self._backbone.vision(pixels)
         return visual
 
     def batch(

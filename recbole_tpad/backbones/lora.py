@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -70,3 +71,8 @@ def adapter_parameters(model: nn.Module, tower: str) -> dict[str, nn.Parameter]:
         for n, p in model.named_parameters()
         if "lora_" in n and f".{tower}." in n
     }
+
+
+def word_spread(words: torch.Tensor) -> float:
+    """Standard deviation of word vectors, for the rows of new tokens; any number without data."""
+    return 1.0 if words.is_meta else float(words.detach().float().std())

@@ -28,7 +28,7 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.images import UnreadableImage, read_image
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers
+from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
@@ -128,7 +128,7 @@ class NativeBackbone(Backbone):
         if activation_checkpointing:
             decoder.gradient_checkpointing_enable({"use_reentrant": False})
         self.word_dim = int(words.shape[1])
-        spread = float(words.detach().float().std())
+        spread = word_spread(words)
         self.model = add_towers(model, lora, (f"{prefix}.",))
         self.towers = nn.ModuleDict({name: NativeTower(self.word_dim, spread) for name in TOWERS})
         self.prompts = PromptEncoder(tokenizer, template, NO_IMAGE_TOKENS, max_text_tokens)

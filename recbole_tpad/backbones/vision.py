@@ -18,6 +18,11 @@ class VisionEncoder(nn.Module, ABC):
     def shape(self) -> tuple[int, int]:
         """(tokens, width) of an image's features."""
 
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Edge of the images it takes, in pixels."""
+
     def standardise(self, batches: Sequence[torch.Tensor]) -> None:
         """Fit to images, given as pixel batches; only encoders with random weights need it."""
 
@@ -39,6 +44,11 @@ class PatchEncoder(VisionEncoder):
         self.vit = vit
         self.side = side
         self.grid = grid or side
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the images it takes, in pixels."""
+        return int(self.vit.config.image_size)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,6 +84,11 @@ class QueryEncoder(VisionEncoder):
         width = vit.config.hidden_size
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the images it takes, in pixels."""
+        return int(self.vit.config.image_size)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from transformers import (
     Blip2QFormerModel,
     Blip2VisionModel,
     CLIPVisionModel,
+    PreTrainedModel,
     SiglipVisionModel,
 )
 
@@ -59,33 +60,56 @@ def load_vision(
     Raises:
         InputError: another kind of model, no safetensors, or tensors that are missing.
     """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not a model configuration: {error}.") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config, kind = _configuration(folder)
     require_safetensors(folder)
     if kind == "blip-2":
         return _load_blip2(folder, config).to(dtype)
-    if kind not in _PATCH_MODELS:
-        raise InputError(
-            f"{file}: its model_type is {kind!r}; a vision encoder is 'blip-2' (a BLIP-2 "
-            f"checkpoint) or one of {', '.join(_PATCH_MODELS)}."
-        )
     try:
         vit = _PATCH_MODELS[kind].from_pretrained(
             folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be loaded as a vision encoder: {error}") from error
+    return _patches(vit, grid)
+
+
+def empty_vision(folder: Path, grid: int = 0) -> VisionEncoder:
+    """The vision side of a checkpoint from its configuration, on the current device.
+
+    Raises:
+        InputError: another kind of model.
+    """
+    config, kind = _configuration(folder)
+    if kind == "blip-2":
+        return _new_blip2(folder, config)
+    model = _PATCH_MODELS[kind]
+    own = config.get("vision_config", config)
+    return _patches(model(model.config_class.from_dict(own)), grid)
+
+
+def _configuration(folder: Path) -> tuple[dict[str, Any], str]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not a model configuration: {error}.") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "blip-2" and kind not in _PATCH_MODELS:
+        raise InputError(
+            f"{file}: its model_type is {kind!r}; a vision encoder is 'blip-2' (a BLIP-2 "
+            f"checkpoint) or one of {', '.join(_PATCH_MODELS)}."
+        )
+    return config, str(kind)
+
+
+def _patches(vit: PreTrainedModel, grid: int) -> PatchEncoder:
     side = vit.config.image_size // vit.config.patch_size
     if not 0 <= grid <= side:
         raise InputError(f"backbone: visual_grid is between 0 and {side} here, not {grid}.")
     return PatchEncoder(vit, side, grid)
 
 
-def _load_blip2(folder: Path, content: dict[str, Any]) -> QueryEncoder:
+def _new_blip2(folder: Path, content: dict[str, Any]) -> QueryEncoder:
     try:
         config = Blip2Config.from_dict(content)
     except (OSError, ValueError) as error:
@@ -93,7 +117,13 @@ def _load_blip2(folder: Path, content: dict[str, Any]) -> QueryEncoder:
             f"{folder / 'config.json'} is not a BLIP-2 configuration: {error}."
         ) from error
     vit, qformer = Blip2VisionModel(config.vision_config), Blip2QFormerModel(config.qformer_config)
-    for module, prefix in ((vit, "vision_model."), (qformer, "qformer.")):
+    queries = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
+    return QueryEncoder(vit, qformer, queries)
+
+
+def _load_blip2(folder: Path, content: dict[str, Any]) -> QueryEncoder:
+    made = _new_blip2(folder, content)
+    for module, prefix in ((made.vit, "vision_model."), (made.qformer, "qformer.")):
         tensors = read_tensors(folder, prefix)
         result = module.load_state_dict(tensors, strict=False)
         if result.missing_keys or not tensors:
@@ -104,4 +134,5 @@ def _load_blip2(folder: Path, content: dict[str, Any]) -> QueryEncoder:
     queries = read_tensors(folder, "query_tokens")
     if "" not in queries:
         raise InputError(f"{folder} lacks the tensor query_tokens: not a BLIP-2 checkpoint.")
-    return QueryEncoder(vit, qformer, queries[""].float())
+    made.query_tokens = torch.nn.Parameter(queries[""].float())
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def add_commands(commands: Commands) -> None:
     add_dataset(embed)
     embed.add_argument("--generator", required=True, help="preset name or YAML path")
     embed.add_argument("--name", help="store name; default: the generator's")
+    embed.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory, steps and expected time; load nothing",
+    )
     embeddings = commands.add("embeddings", None, "Bring, take and check item embeddings.")
     _add_exchange(embeddings)
 
@@ -52,9 +58,14 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
-    from recbole_tpad.generators.embed import embed, read_run
+    from recbole_tpad.generators.embed import embed, plan_embedding, read_run
     from recbole_tpad.generators.registry import parse_overrides
 
+    if args.dry_run:
+        values = parse_overrides(overrides)
+        for line in plan_embedding(args.data_path, args.dataset, args.generator, overrides=values):
+            print(line)
+        return
     store = embed(
         args.data_path,
         args.dataset,
@@ -62,6 +73,8 @@ def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
         name=args.name,
         overrides=parse_overrides(overrides),
     )
+    if os.environ.get("RANK", "0") != "0":  # another process of a launcher speaks
+        return
     manifest = store.manifest
     sizes = ", ".join(f"{name} {dim}" for name, dim in manifest.modalities.items())
     print(f"{store.path}: {manifest.items:,} items, {sizes}, role {manifest.role}")

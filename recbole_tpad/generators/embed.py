@@ -82,6 +82,26 @@ def embed(
     return store
 
 
+def plan_embedding(
+    data_path: str | Path,
+    dataset: str,
+    generator: str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Lines that say what `embed` would take; nothing is loaded or written.
+
+    Raises:
+        InputError: as for `embed`, and for a generator that has no plan.
+    """
+    made = make_generator(generator, overrides)
+    plan = getattr(made, "plan", None)
+    if plan is None:
+        raise InputError(f"Generator '{generator}' has no plan: it takes seconds; run it.")
+    lines: list[str] = plan(DatasetFolder.open(data_path, dataset))
+    return lines
+
+
 def _first_process() -> bool:
     """Whether this process writes; another one waits until it has."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

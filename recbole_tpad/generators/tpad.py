@@ -31,6 +31,7 @@ from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
+from recbole_tpad.generators.tpad_plan import PlannedStages, plan
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
 from recbole_tpad.stages.alignment_summary import alignment_summary
@@ -156,6 +157,17 @@ class TpadGenerator:
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
         """Fingerprints of backbone, items, split and stages."""
         return self._fingerprints(dataset, self._items(dataset))
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would take; nothing is loaded."""
+        settings = self._settings
+        later = not settings.no_alignment
+        stages = PlannedStages(
+            settings.knowledge,
+            settings.transition if later else None,
+            settings.alignment if later else None,
+        )
+        return plan(settings.backbone, stages, self._items(dataset), self._device)
 
     # -- stages --------------------------------------------------------------------------------
 

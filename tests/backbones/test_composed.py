@@ -141,6 +141,20 @@ def test_cached_features_are_the_encoders(backbone: ComposedBackbone, items: lis
     assert torch.equal(features[0], features[2])
 
 
+def test_pixels_and_features_come_in_chunks(backbone: ComposedBackbone, items: list[Item]) -> None:
+    rows = torch.arange(len(items))
+    wanted = backbone.inputs(items, CPU).batch(rows).visual
+    for chunk in (1, 4, 64):
+        pixels, features = (backbone.inputs(items, CPU) for _ in range(2))
+        pixels.load_pixels(chunk)
+        features.cache_features(chunk)
+        with torch.no_grad():
+            assert torch.allclose(pixels.batch(rows).visual, wanted, atol=1e-5)
+        assert torch.allclose(features.batch(rows).visual, wanted, atol=5e-3)
+        pixels.cache_features(chunk)
+        assert torch.allclose(pixels.batch(rows).visual, wanted, atol=5e-3)
+
+
 def test_a_catalogue_without_images(backbone: ComposedBackbone, items: list[Item]) -> None:
     bare = [replace(i, image=None) for i in items]
     inputs = backbone.inputs(bare, CPU)

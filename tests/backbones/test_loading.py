@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -21,6 +24,7 @@ from transformers import (
     OPTConfig,
 )
 
+from recbole_tpad.backbones import checkpoints
 from recbole_tpad.backbones.checkpoints import resolve
 from recbole_tpad.backbones.loading import load_composed
 from recbole_tpad.backbones.prompts import PromptTemplate
@@ -203,3 +207,77 @@ def test_bad_prompt_parts(checkpoint: Path) -> None:
 def test_impossible_sizes(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TinySettings(**sizes)
+
+
+class HubAnswers(http.server.BaseHTTPRequestHandler):
+    """A hub on which models are gated, absent, or lack a revision, by their owner's name."""
+
+    def do_GET(self) -> None:
+        owner = self.path.removeprefix("/api/models/").partition("/")[0]
+        status, code = {
+            "gated": (403, "GatedRepo"),
+            "known": (404, "RevisionNotFound"),
+        }.get(owner, (404, "RepoNotFound"))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_the_hubs_refusals_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubAnswers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    fetch = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        checkpoints,
+        "snapshot_download",
+        lambda name, **options: fetch(name, endpoint=address, cache_dir=tmp_path, **options),
+    )
+    try:
+        for name, message in (
+            ("gated/model", "it is gated. Accept its conditions"),
+            ("nobody/model", "there is no such model, or it is private"),
+            ("known/model", "it has no revision 'v9'"),
+        ):
+            with pytest.raises(InputError, match=f"'{name}' is neither .*{message}"):
+                resolve(name, "v9")
+    finally:
+        server.shutdown()
+
+
+def test_a_cached_hub_id_works_offline_and_pins_its_revision(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for part in ("vision", "language_model"):
+        repository = tmp_path / f"models--shop--{part}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copytree(checkpoint / part, repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    fetch = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        checkpoints,
+        "snapshot_download",
+        lambda name, **options: fetch(name, cache_dir=tmp_path, **options),
+    )
+    settings = BackboneSettings(vision="shop/vision", language_model="shop/language_model")
+    assert checkpoints.revisions(settings) == {
+        "revision of shop/vision": commit,
+        "revision of shop/language_model": commit,
+    }
+    load_composed(settings)
+    assert (
+        checkpoints.revisions(
+            BackboneSettings(
+                vision=str(checkpoint / "vision"), language_model=str(checkpoint / "language_model")
+            )
+        )
+        == {}
+    )

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_catalogue import load_backbone
 
 from recbole_tpad.backbones.base import TOWERS, Inputs
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import Item
+from recbole_tpad.errors import InputError
 from recbole_tpad.stages.inputs import encode_states
 
 
@@ -84,3 +87,24 @@ def encode_states_of_the_base(
     backbone: ComposedBackbone, inputs: Inputs
 ) -> dict[str, torch.Tensor]:
     return backbone.encode(inputs.batch(torch.arange(len(inputs.items)))).summaries
+
+
+def test_weights_name_their_base(backbone: ComposedBackbone, tmp_path: Path) -> None:
+    tower = backbone.tower_parameters("knowledge")
+    file = tmp_path / "weights.safetensors"
+    save_file({n: p.detach() for n, p in tower.items()}, file, metadata={"base": "a" * 64})
+    weights = load_tower(file, "a" * 64)
+    put(tower, weights)
+    with pytest.raises(InputError, match="belongs to another base model"):
+        load_tower(file, "b" * 64)
+    name = next(n for n in tower if "lora_A" in n)
+    before = {n: p.clone() for n, p in tower.items()}
+    wider = {**{n: t + 1 for n, t in weights.items()}, name: torch.zeros(4, 48)}
+    with pytest.raises(InputError, match=r"do not fit the base model: .*lora_A.*\(4, 48\) here"):
+        put(tower, wider)
+    with pytest.raises(InputError, match="no such tensor"):
+        put(tower, {n: t for n, t in weights.items() if n != name})
+    assert all(torch.equal(p, before[n]) for n, p in tower.items())
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_tower(file, "a" * 64)

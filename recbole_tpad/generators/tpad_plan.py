@@ -1,0 +1,179 @@
+"""What a TPAD run would take, before anything is loaded: parameters, memory, steps, time."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.native import NativeBackbone
+from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
+from recbole_tpad.backbones.sizing import count_step, empty_backbone, parameter_count, vision_flops
+from recbole_tpad.backbones.tiny import TinySettings, create_tiny
+from recbole_tpad.data import Item
+from recbole_tpad.errors import InputError
+from recbole_tpad.settings import from_mapping
+from recbole_tpad.stages.alignment import AlignmentSettings
+from recbole_tpad.stages.knowledge import KnowledgeSettings, trained_parameters
+from recbole_tpad.stages.transition import TransitionSettings
+
+_MATRIX = 2048
+_MATRIX_SECONDS = 0.5
+# Share of a large matrix product's rate that a whole step reaches (assumption).
+_EFFICIENCY = 0.4
+_GIGA = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStages:
+    """Settings of the stages that will run; None where one is left out."""
+
+    knowledge: KnowledgeSettings
+    transition: TransitionSettings | None
+    alignment: AlignmentSettings | None
+
+
+def plan(
+    backbone: BackboneSettings, stages: PlannedStages, items: Sequence[Item], device: torch.device
+) -> list[str]:
+    """Lines that say what a run would take.
+
+    Parameters and bytes are counted on the meta device for the longest prompts of these items;
+    time is the counted operations over the rate of a matrix product measured on the device, times
+    an assumed efficiency.
+
+    Raises:
+        InputError: a kind without a plan, or a part that is absent.
+    """
+    if backbone.kind == "tiny":
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder)
+            sizes = from_mapping(TinySettings, backbone.tiny, "backbone.tiny")
+            texts = [" ".join([i.title, i.brand, i.category, *i.keywords]) for i in items]
+            create_tiny(made, texts, sizes, 0)
+            own = replace(
+                backbone,
+                kind="composed",
+                vision=str(made / "vision"),
+                language_model=str(made / "language_model"),
+            )
+            return plan(own, stages, items, device)
+    if backbone.kind not in ("composed", "native"):
+        raise InputError(f"There is no plan for backbones of kind '{backbone.kind}'.")
+    empty = empty_backbone(backbone)
+    lines = _sizes(empty, backbone, stages, items)
+    if isinstance(empty, NativeBackbone):
+        lines.append(
+            "Time and activations: not estimated, since how many tokens an image takes depends on "
+            "the images."
+        )
+        return lines
+    return lines + _work(empty, backbone, stages, items, device)
+
+
+def _sizes(
+    empty: ComposedBackbone | NativeBackbone,
+    backbone: BackboneSettings,
+    stages: PlannedStages,
+    items: Sequence[Item],
+) -> list[str]:
+    base = sum(p.numel() for p in empty.base_parameters().values())
+    tower = sum(p.numel() for p in empty.tower_parameters("knowledge").values())
+    trained = sum(p.numel() for p in trained_parameters(empty, stages.knowledge).values())
+    weights = sum(p.numel() * p.element_size() for p in empty.parameters())
+    parts = f"base {base:,}"
+    if isinstance(empty, ComposedBackbone):
+        vision = parameter_count(empty.vision)
+        parts = f"vision {vision:,}, language model {base - vision:,}"
+    labelled = sum(bool(i.keywords or i.category) for i in items)
+    shown = sum(i.image is not None for i in items)
+    return [
+        f"Items: {len(items):,}, {shown:,} with an image, {labelled:,} with an answer",
+        f"Parameters: {parts}, each of two towers {tower:,}; stage 1 trains {trained:,}",
+        f"Weights: {weights / _GIGA:.2f} GB ({backbone.dtype}); gradients and Adam's moments of "
+        f"what stage 1 trains: {trained * 12 / _GIGA:.2f} GB",
+    ]
+
+
+def _work(
+    empty: ComposedBackbone,
+    backbone: BackboneSettings,
+    stages: PlannedStages,
+    items: Sequence[Item],
+    device: torch.device,
+) -> list[str]:
+    prompts = [empty.prompts.prompt(item) for item in items]
+    whole = [len(p.ids) + len(p.answer) for p in prompts]
+    answers = sum(len(p.answer) for p in prompts) / max(1, len(items))
+    longest, mean = max(whole), sum(whole) / len(whole)
+    settings = stages.knowledge
+    batch, tokens = settings.batch_size, settings.micro_batch_tokens
+    side_by_side = min(batch, max(1, tokens // longest)) if tokens else batch
+    step = count_step(
+        empty,
+        side_by_side,
+        longest,
+        max(1, round(side_by_side * answers)),
+        checkpointing=backbone.activation_checkpointing,
+    )
+    per_token = step.flops / (side_by_side * longest)
+    forward = step.forward_flops / (side_by_side * longest)
+    image = vision_flops(empty)
+    shown = sum(i.image is not None for i in items)
+    features = shown * empty.vision.shape[0] * empty.vision.shape[1] * 2
+    rate = _matrix_rate(device, DTYPES[backbone.dtype]) * _EFFICIENCY
+    if settings.train_base:  # weights' gradients, and the vision encoder in every step
+        per_token *= 1.5
+    work = {
+        "vision features": shown * image,
+        "knowledge": settings.loop.steps
+        * batch
+        * (mean * per_token + (3 * image if settings.train_base else 0)),
+        "encoding": len(items) * mean * forward,
+    }
+    steps = f"knowledge {settings.loop.steps:,} x {batch} items"
+    if stages.transition is not None:
+        pairs = stages.transition.pairs_per_step
+        steps += f", transition {stages.transition.loop.steps:,} x {pairs} pairs"
+        work["transition"] = stages.transition.loop.steps * 2 * pairs * mean * per_token
+    if stages.alignment is not None:
+        own = stages.alignment
+        steps += f", alignment {own.loop.steps:,} x {own.batch_size} items"
+        work["alignment"] = own.loop.steps * own.batch_size * mean * per_token
+    seconds = {name: flops / rate for name, flops in work.items()}
+    return [
+        f"Prompts: {mean:.0f} tokens with the answer, the longest {longest}",
+        f"Activations of stage 1: {step.activation_bytes / _GIGA:.2f} GB "
+        f"({side_by_side} x {longest} tokens at once)",
+        f"Vision features on disk: {features / _GIGA:.2f} GB",
+        f"Steps: {steps}",
+        f"Expected time on {device.type} (a matrix product runs at {rate / _EFFICIENCY / 1e12:.2f} "
+        f"TFLOP/s there, {_EFFICIENCY:.0%} of it assumed): "
+        + ", ".join(f"{name} {_duration(s)}" for name, s in seconds.items())
+        + f"; {_duration(sum(seconds.values()))} in all",
+    ]
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    left = torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device)
+    started, count, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < _MATRIX_SECONDS or count < 2:
+        found = left @ left
+        float(found[0, 0])  # waits for a GPU
+        count += 1
+        elapsed = time.perf_counter() - started
+    return 2 * _MATRIX**3 * count / elapsed
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
