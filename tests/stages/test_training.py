@@ -213,6 +213,16 @@ def test_gradient_caching_changes_memory_and_nothing_else(
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
 
 
+def test_states_of_the_transition_tower_that_are_not_finite(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        next(iter(backbone.tower_parameters("knowledge").values())).fill_(float("nan"))
+    inputs = inputs_of(backbone, dataset)
+    with pytest.raises(InputError, match=r"'transition' diverged at step 0: .*norm_text"):
+        train_transition(backbone, inputs, pairs_of(dataset), TRANSITION, tmp_path / "c", 0)
+
+
 def test_sessions_as_input_learn(
     backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
 ) -> None:
