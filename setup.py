@@ -96,6 +96,7 @@ setup(
         "simplemma>=2,<3",
         "tokenizers>=0.22",
         "pyyaml>=6",
+        "tensorboard>=2.5",
         "tqdm>=4.66",
         # read1() of its responses; RecBole's own dependencies bring it, too.
         "urllib3>=2.2",

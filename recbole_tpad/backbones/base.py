@@ -163,13 +163,17 @@ class Backbone(nn.Module, ABC):
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower; equal names for all towers."""
 
+    def trained_parameters(self, tower: str) -> dict[str, nn.Parameter]:
+        """Of the tower's parameters, those that its stages train: by default all."""
+        return self.tower_parameters(tower)
+
     @abstractmethod
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """Name → parameter of everything shared by the towers."""
 
     def full_training_parameters(self) -> dict[str, nn.Parameter]:
         """What stage 1 trains of a base with random weights: all but the knowledge tower's LoRA."""
-        tower = self.tower_parameters(TOWERS[0])
+        tower = self.trained_parameters(TOWERS[0])
         own = {n: p for n, p in tower.items() if not n.startswith("lora.")}
         return own | self.base_parameters()
 

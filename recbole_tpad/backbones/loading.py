@@ -15,6 +15,7 @@ from transformers import (
 from recbole_tpad.backbones.base import Backbone
 from recbole_tpad.backbones.checkpoints import checkpoint_files, require_safetensors, resolve
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.encoder_loading import load_encoder
 from recbole_tpad.backbones.lora import LoraSettings
 from recbole_tpad.backbones.native import NativeBackbone
 from recbole_tpad.backbones.prompts import PromptTemplate
@@ -40,6 +41,8 @@ def load_backbone(
     Raises:
         InputError: a part that is absent, not safetensors, or of another architecture.
     """
+    if settings.kind == "encoder":
+        return load_encoder(settings, items)
     backbone: Backbone
     backbone = load_native(settings) if settings.kind == "native" else load_composed(settings)
     if features is not None:

@@ -10,7 +10,7 @@ import torch
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.settings import at_least
 
-KINDS = ("composed", "native", "tiny")
+KINDS = ("composed", "native", "encoder", "tiny")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,7 +23,10 @@ class BackboneSettings:
         model: of 'native', an image-text-to-text model: local folder or hub id.
         vision: of 'composed', BLIP-2, SigLIP or CLIP checkpoint: local folder or hub id.
         language_model: of 'composed', causal LM: local folder or hub id.
-        model_revision, vision_revision, language_model_revision: commit to pin a hub id to.
+        text_encoder: of 'encoder', BERT-class sentence encoder: local folder or hub id.
+        image_encoder: of 'encoder', CLIP or SigLIP checkpoint; empty: texts only.
+        model_revision, vision_revision, language_model_revision, text_encoder_revision,
+            image_encoder_revision: commit to pin a hub id to.
         visual_grid: SigLIP and CLIP: average the patches to this many squared; 0 keeps all.
         dtype: of the base weights; what is trained stays in float32.
         max_text_tokens: budget of an item's text.
@@ -32,6 +35,7 @@ class BackboneSettings:
         activation_checkpointing: less memory for about a third more time in training.
         prompt: prompt parts that differ from the default.
         lora: LoRA settings that differ from the default.
+        encoder: settings of the encoder backbone that differ from the default.
         tiny: sizes of the tiny backbone that differ from the default.
     """
 
@@ -39,9 +43,13 @@ class BackboneSettings:
     model: str = ""
     vision: str = ""
     language_model: str = ""
+    text_encoder: str = ""
+    image_encoder: str = ""
     model_revision: str | None = None
     vision_revision: str | None = None
     language_model_revision: str | None = None
+    text_encoder_revision: str | None = None
+    image_encoder_revision: str | None = None
     visual_grid: int = 0
     dtype: str = "float32"
     max_text_tokens: int = 96
@@ -50,10 +58,17 @@ class BackboneSettings:
     activation_checkpointing: bool = False
     prompt: dict[str, str] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
     tiny: dict[str, Any] = field(default_factory=dict)
 
     def parts(self) -> dict[str, tuple[str, str | None]]:
         """Name → (folder or hub id, revision) of the checkpoints that this kind is made from."""
+        if self.kind == "encoder":
+            parts = {
+                "text_encoder": (self.text_encoder, self.text_encoder_revision),
+                "image_encoder": (self.image_encoder, self.image_encoder_revision),
+            }
+            return parts if self.image_encoder else {"text_encoder": parts["text_encoder"]}
         if self.kind == "native":
             return {"model": (self.model, self.model_revision)}
         return {

@@ -10,17 +10,17 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
+from recbole_tpad.backbones.answer_heads import LabelTable
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.backbones.checkpoints import checkpoint_files, revisions
 from recbole_tpad.backbones.loading import load_backbone
@@ -34,9 +34,11 @@ from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.generators.tpad_plan import PlannedStages, plan
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
+from recbole_tpad.stages.alignment_summary import alignment_summary
 from recbole_tpad.stages.generation_rate import measure
 from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
+from recbole_tpad.stages.journal import write_tensorboard
 from recbole_tpad.stages.knowledge import (
     KnowledgeSettings,
     best_weights_file,
@@ -46,6 +48,7 @@ from recbole_tpad.stages.knowledge import (
 from recbole_tpad.stages.pairs import MetaPairs
 from recbole_tpad.stages.probes import knowledge_warnings, probe_knowledge
 from recbole_tpad.stages.processes import processes
+from recbole_tpad.stages.signatures import alignment_warnings, balance_warnings
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
 
@@ -56,7 +59,9 @@ class TpadSettings:
     Attributes:
         backbone, knowledge, transition, alignment: settings of the parts.
         use_images, use_text: False removes that modality from every item (−Img, −Text).
-        no_alignment: export K(0), without stages 2a and 2b.
+        no_knowledge: without stage 1: K(0) is the tower as it is loaded (w/o K).
+        no_transition: without stage 2a: K(0) is its own teacher, and no session is read (w/o T).
+        no_alignment: export K(0), without stages 2a and 2b (NA).
         seed: of everything random.
     """
 
@@ -66,8 +71,15 @@ class TpadSettings:
     alignment: AlignmentSettings
     use_images: bool = True
     use_text: bool = True
+    no_knowledge: bool = False
+    no_transition: bool = False
     no_alignment: bool = False
     seed: int = 0
+
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether training sessions have any influence."""
+        return not (self.no_alignment or self.no_transition)
 
 
 @dataclass(slots=True)
@@ -125,18 +137,21 @@ class TpadGenerator:
         content = items_sha256(items, images=True, keywords=True)
 
         def stage(name: str, own: Any, *upstream: str | None) -> str:
-            values = _without_checkpointing(dataclasses.asdict(own))
+            values = None if own is None else _without_checkpointing(dataclasses.asdict(own))
             return sha256_json({**common, "stage": name, "settings": values, "from": upstream})
 
-        knowledge = stage("knowledge", settings.knowledge, backbone, content)
+        known = None if settings.no_knowledge else settings.knowledge
+        knowledge = stage("knowledge", known, backbone, content)
         found = {"backbone": backbone, "items": content, "knowledge": knowledge}
         if not tiny:
             found |= revisions(settings.backbone)
-        if not settings.no_alignment:
+        transition = None
+        if settings.uses_sessions:
             split = dataset.split_fingerprint
             transition = stage("transition", settings.transition, knowledge, split)
-            alignment = stage("alignment", settings.alignment, knowledge, transition)
-            found |= {"split": split, "transition": transition, "alignment": alignment}
+            found |= {"split": split, "transition": transition}
+        if not settings.no_alignment:
+            found["alignment"] = stage("alignment", settings.alignment, knowledge, transition)
         return found
 
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
@@ -164,9 +179,15 @@ class TpadGenerator:
         backbone = self._backbone(run)
         inputs = backbone.inputs(items, self._device)
 
-        self._knowledge(run, backbone, inputs, record)
+        if self._settings.no_knowledge:
+            inputs.freeze()
+        else:
+            self._knowledge(run, backbone, inputs, record)
         if not self._settings.no_alignment:
-            teacher = self._transition(run, backbone, inputs, record)
+            if self._settings.no_transition:
+                teacher = encode_states(backbone, inputs, "knowledge")
+            else:
+                teacher = self._transition(run, backbone, inputs, record)
             self._alignment(run, backbone, inputs, teacher, record)
         started = time.perf_counter()
         states = encode_states(backbone, inputs, "knowledge")
@@ -183,7 +204,7 @@ class TpadGenerator:
         return Encoded(
             arrays={name: table.numpy() for name, table in states.items()},
             role="K0" if self._settings.no_alignment else "K1",
-            uses_sessions=not self._settings.no_alignment,
+            uses_sessions=self._settings.uses_sessions,
             inputs=run.fingerprints,
         )
 
@@ -223,6 +244,7 @@ class TpadGenerator:
             stage = train(checkpoint)
             stage.record["seconds"] = time.perf_counter() - started
             if team.first:
+                write_tensorboard(run.work / "logs" / key, name, stage.record["history"])
                 base = {"base": run.fingerprints["backbone"]}
                 with atomic_folder(folder) as made:
                     save_file(stage.weights, made / "weights.safetensors", metadata=base)
@@ -289,17 +311,24 @@ class TpadGenerator:
         settings, seed = self._settings.transition, self._settings.seed
 
         def train(checkpoint: Path) -> _Stage:
-            pairs = MetaPairs(_sessions(run.dataset), len(run.items), settings.orders)
-            history, scales = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
+            pairs = MetaPairs(
+                _sessions(run.dataset),
+                len(run.items),
+                settings.orders,
+                popularity_balance=settings.popularity_balance,
+            )
+            history, learned = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
             weights = _copy(backbone.tower_parameters("transition"))
-            summary = {"pairs": len(pairs)} | {
-                f"scale_{n}": float(s.detach().exp()) for n, s in scales.items()
+            summary: dict[str, Any] = {"pairs": len(pairs)} | {
+                f"scale_{n}": float(learned[n].detach().exp()) for n in backbone.modalities
             }
+            summary |= {n: v.tolist() for n, v in learned.items() if n.startswith("recency_")}
             return _Stage(weights, {"history": history, "summary": summary})
 
         stage = self._cached(run, "transition", train)
         put(backbone.tower_parameters("transition"), stage.weights)
         record.stages.append(stage.record)
+        record.warnings += balance_warnings(stage.record["history"], "Transition")
         return encode_states(backbone, inputs, "transition")
 
     def _alignment(
@@ -314,40 +343,29 @@ class TpadGenerator:
 
         def train(checkpoint: Path) -> _Stage:
             before = encode_states(backbone, inputs, "knowledge")
-            history = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
+            result = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
             after = encode_states(backbone, inputs, "knowledge")
-            summary = {
-                f"{when}_neighbours_shared_with_T_{name}": overlap
-                for when, states in (("K0", before), ("K1", after))
-                for name, overlap in neighbour_overlap(states, teacher).items()
-            }
+            category = LabelTable(run.items).category
+            summary = alignment_summary(before, after, teacher, result.heads, category)
             weights = _copy(backbone.tower_parameters("knowledge"))
-            return _Stage(weights, {"history": history, "summary": summary})
+            return _Stage(weights, {"history": result.history, "summary": summary})
 
         stage = self._cached(run, "alignment", train)
         put(backbone.tower_parameters("knowledge"), stage.weights)
         record.stages.append(stage.record)
+        record.warnings += alignment_warnings(
+            stage.record["history"],
+            mi_lower=settings.mi_lower,
+            marginals=settings.marginals,
+            batch=settings.batch_size,
+            items=len(run.items),
+        )
 
 
-def neighbour_overlap(
-    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], k: int = 10
-) -> dict[str, float]:
-    """Mean share of an item's k nearest neighbours (cosine, centred) common to two encodings."""
-    result = {}
-    for name in left:
-        nearest = []
-        for states in (left[name], right[name]):
-            unit = nn.functional.normalize(states - states.mean(0), dim=-1)
-            similarity = (unit @ unit.T).fill_diagonal_(-2)
-            nearest.append(similarity.topk(min(k, len(unit) - 1)).indices)
-        shared = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(-1)
-        result[name] = shared.float().mean().item()
-    return result
-
-
-def _sessions(dataset: DatasetFolder) -> list[Sequence[int]]:
+def _sessions(dataset: DatasetFolder) -> Iterator[Sequence[int]]:
     row = {item_id: n for n, item_id in enumerate(dataset.item_ids)}
-    return [[row[i] for i in items] for _, items in dataset.train_sessions()]
+    for _, items in dataset.train_sessions():
+        yield [row[i] for i in items]
 
 
 def _all_text(item: Item) -> str:

@@ -1,6 +1,6 @@
 """Bounds on mutual information used by the transitional-pattern alignment, in nats.
 
-vCLUB: Cheng et al., ICML 2020, "CLUB". InfoNCE: van den Oord et al., 2018.
+vCLUB: Cheng et al., ICML 2020, "CLUB". The lower bounds are in `lower_bounds`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from recbole_tpad.objectives.lower_bounds import info_nce, soft_divergence
 
 
 class DiagonalGaussian(nn.Module):
@@ -72,7 +74,7 @@ def vclub_pairwise(mean: torch.Tensor, log_variance: torch.Tensor, w: torch.Tens
 def info_nce_bound(
     w: torch.Tensor, table: torch.Tensor, index: torch.Tensor, temperature: torch.Tensor
 ) -> torch.Tensor:
-    """InfoNCE lower bound on I(w; z) with critic cosine/τ; at most ln M.
+    """`info_nce` with critic cosine/τ.
 
     Args:
         w: (B, p) from the tower being trained.
@@ -83,8 +85,7 @@ def info_nce_bound(
     Returns:
         Scalar bound in nats: ln M − cross-entropy.
     """
-    logits = F.normalize(w, dim=-1) @ F.normalize(table, dim=-1).T / temperature
-    return math.log(len(table)) - F.cross_entropy(logits, index)
+    return info_nce(_cosine(w, table, temperature), index)
 
 
 def soft_target_divergence(
@@ -94,20 +95,14 @@ def soft_target_divergence(
     temperature: torch.Tensor,
     target_similarity: torch.Tensor,
 ) -> torch.Tensor:
-    """KL from a teacher's similarity distribution over the table to the student's (assumption).
-
-    The one-hot InfoNCE saturates when items are trivially identifiable; soft targets ask for the
-    teacher's whole neighbourhood. An item itself is left out on both sides.
+    """`soft_divergence` of a student with critic cosine/τ.
 
     Args:
         w, table, index, temperature: as in `info_nce_bound`.
         target_similarity: (B, M) teacher logits.
-
-    Returns:
-        Scalar KL in nats, ≥ 0.
     """
-    logits = F.normalize(w, dim=-1) @ F.normalize(table, dim=-1).T / temperature
-    own = F.one_hot(index, len(table)).bool()
-    log_student = F.log_softmax(logits.masked_fill(own, -1e9), dim=-1)
-    log_teacher = F.log_softmax(target_similarity.masked_fill(own, -1e9), dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return soft_divergence(_cosine(w, table, temperature), index, target_similarity)
+
+
+def _cosine(w: torch.Tensor, table: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    return F.normalize(w, dim=-1) @ F.normalize(table, dim=-1).T / temperature

@@ -78,7 +78,7 @@ def trained_parameters(
     """What stage 1 trains: the tower, or for a random base everything but LoRA."""
     if settings.train_base:
         return backbone.full_training_parameters()
-    return backbone.tower_parameters("knowledge")
+    return backbone.trained_parameters("knowledge")
 
 
 def best_weights_file(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_folder
+from recbole_tpad.objectives import average_gradients, is_first_process
+from recbole_tpad.stages.journal import Journal
 
 Metrics = dict[str, float]
 
@@ -56,11 +58,13 @@ class Trainable:
     Attributes:
         main: parameters of the outer objective.
         auxiliary: parameters with their own Adam (rate `auxiliary_rate`), stepped by the stage.
+        buffers: running values that are no parameters.
     """
 
     main: Mapping[str, nn.Parameter]
     auxiliary: Mapping[str, nn.Parameter] = field(default_factory=dict)
     auxiliary_rate: float = 1e-3
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -71,9 +75,11 @@ class TrainingLoop:
         trainable: parameters.
         settings: optimisation.
         folder: keeps the checkpoint while training; the caller removes it once the stage's result
-            is safely on disk.
+            is safely on disk. Every step's quantities go to ``logs/<its stem>/steps.jsonl`` beside
+            it, and stay.
 
     The step function must depend only on the step number, the parameters and torch's global RNG.
+    Where several processes train together, gradients are averaged over them.
     """
 
     def __init__(
@@ -123,9 +129,6 @@ class TrainingLoop:
             InputError: the loss or a gradient is NaN or infinite; the last checkpoint stays.
         """
         start = self._load()
-        saved = time.monotonic()
-        main = self._optimizers["main"]
-        parameters = list(self._trainable.main.values())
         bar = tqdm(
             range(start, self.settings.steps),
             desc=self.name,
@@ -135,6 +138,25 @@ class TrainingLoop:
             mininterval=0.5,
             leave=False,
         )
+        first = is_first_process()
+        with Journal(self.journal_folder, self.history, enabled=first) as journal:
+            self._train(bar, compute, journal)
+        return self.history
+
+    @property
+    def journal_folder(self) -> Path:
+        """Where every step's quantities are written while training."""
+        return self._folder.parent / "logs" / self._folder.stem
+
+    def _train(
+        self,
+        bar: Iterable[int],
+        compute: Callable[[int], tuple[torch.Tensor, Metrics]],
+        journal: Journal,
+    ) -> None:
+        saved = time.monotonic()
+        main = self._optimizers["main"]
+        parameters = list(self._trainable.main.values())
         for step in bar:
             for group in main.param_groups:
                 group["lr"] = self.rate(step)
@@ -143,6 +165,7 @@ class TrainingLoop:
             if not torch.isfinite(loss):
                 raise self._diverged(step, f"loss {loss.item()}", metrics)
             loss.backward()
+            average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
             if not torch.isfinite(norm):
                 raise self._diverged(
@@ -158,10 +181,10 @@ class TrainingLoop:
                     "learning_rate": self.rate(step),
                 }
             )
+            journal.write(self.history[-1])
             if time.monotonic() - saved > self.settings.checkpoint_seconds:
                 self._save(step + 1)
                 saved = time.monotonic()
-        return self.history
 
     def _diverged(self, step: int, what: str, metrics: Metrics) -> InputError:
         return InputError(
@@ -170,9 +193,12 @@ class TrainingLoop:
         )
 
     def _save(self, step: int) -> None:
+        if not is_first_process():
+            return
         tensors = {"rng": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["rng_cuda"] = torch.cuda.get_rng_state()
+        tensors |= {f"buffer/{name}": b for name, b in self._trainable.buffers.items()}
         for role, parameters, optimizer in self._roles():
             for name, parameter in parameters.items():
                 tensors[f"{role}/value/{name}"] = parameter.detach()
@@ -193,6 +219,8 @@ class TrainingLoop:
             safe_open(self._folder / "state.safetensors", framework="pt") as tensors,
         ):
             stored = set(tensors.keys())
+            for name, buffer in self._trainable.buffers.items():
+                buffer.copy_(tensors.get_tensor(f"buffer/{name}"))
             for role, parameters, optimizer in self._roles():
                 for name, parameter in parameters.items():
                     parameter.copy_(tensors.get_tensor(f"{role}/value/{name}"))

@@ -28,7 +28,7 @@ from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.generators.embed import read_run
 from recbole_tpad.generators.registry import make_generator, merge
-from recbole_tpad.generators.tpad import neighbour_overlap
+from recbole_tpad.stages.fresh_probes import neighbour_overlap
 from recbole_tpad.store import ItemEmbeddings
 
 
@@ -163,6 +163,8 @@ def test_what_each_setting_changes(fresh: DatasetFolder) -> None:
         ({"use_images": False}, later | {"items"}),
         ({"use_text": False}, later | {"items"}),
         ({"no_alignment": True}, {"split", "transition", "alignment"}),
+        ({"no_transition": True}, {"split", "transition", "alignment"}),
+        ({"no_knowledge": True}, later),
     ):
         assert changed(before, fingerprints(fresh, changes)) == expected, changes
 
@@ -247,6 +249,65 @@ def test_without_alignment_sessions_have_no_influence(fresh: DatasetFolder) -> N
     assert content(run_tpad(other, {"no_alignment": True})) == wanted
 
 
+def test_without_transition_k0_is_the_teacher_and_sessions_do_not_matter(
+    fresh: DatasetFolder,
+) -> None:
+    changes = {"no_transition": True}
+    store = run_tpad(fresh, changes)
+    assert store.manifest.role == "K1"
+    assert store.manifest.split_fingerprint is None
+    assert kinds(set(stages(fresh))) == ["alignment", "knowledge"]
+    summary = run_record(store)["stages"][1]["summary"]
+    assert summary["K0_neighbours_shared_with_T_text"] == 1
+    wanted = content(store)
+    other = resplit(fresh, seed=5)
+    assert again_without(other, changes) == wanted
+
+
+def test_without_knowledge_stage_1_is_skipped(fresh: DatasetFolder) -> None:
+    store = run_tpad(fresh, {"no_knowledge": True})
+    assert kinds(set(stages(fresh))) == ["alignment", "transition"]
+    run = run_record(store)
+    assert [s["name"] for s in run["stages"]] == ["transition", "alignment", "encoding"]
+    assert run["generation_rate"] is None
+    aligned = content(store)
+    untrained = run_tpad(reopened(fresh), {"no_knowledge": True, "no_alignment": True})
+    assert untrained.manifest.role == "K0"
+    assert content(untrained)["text.npy"] != aligned["text.npy"]
+
+
+@pytest.mark.parametrize("key", ["gamma_upper", "gamma_lower"])
+def test_a_gamma_of_zero_takes_its_term_out(folder: DatasetFolder, key: str) -> None:
+    store = run_tpad(folder, {"alignment": {key: 0.0}})
+    for m in run_record(store)["stages"][2]["history"]:
+        terms = m["loss_generation"]
+        terms += 0 if key == "gamma_upper" else 0.1 * m["mi_upper"] + m["loss_labels"]
+        terms += 0 if key == "gamma_lower" else m["divergence"]
+        assert m["loss"] == pytest.approx(terms, abs=1e-4)
+
+
+def test_what_the_alignment_is_judged_by(
+    finished: tuple[DatasetFolder, ItemEmbeddings],
+) -> None:
+    folder, store = finished
+    alignment = run_record(store)["stages"][2]
+    summary = alignment["summary"]
+    for m in ("visual", "text"):
+        assert summary[f"variance_high_{m}"] > 0
+        assert summary[f"variance_low_{m}"] > 0
+        assert 1 < summary[f"rank_high_{m}"] <= 8
+        assert {f"low_predicts_T_{m}", f"q_gain_held_out_{m}"} <= set(summary)
+    for states in ("K0", "K1", "w_low"):
+        assert 0 <= summary[f"{states}_category_accuracy"] <= 1
+    assert alignment["seconds"] > 0
+    expected = {"mi_upper", "mi_lower", "q_gain", "norm_text", "gradient_share_visual"}
+    assert expected <= set(alignment["history"][-1])
+    logs = next((folder.path / "stages" / "logs").glob("alignment-*"))
+    lines = [json.loads(line) for line in (logs / "steps.jsonl").read_text().splitlines()]
+    assert lines == alignment["history"]
+    assert list(logs.glob("events.out.tfevents.*"))
+
+
 def again_without(folder: DatasetFolder, changes: dict[str, Any]) -> dict[str, bytes]:
     for made in ("stages", "embeddings"):
         shutil.rmtree(folder.path / made)
@@ -294,7 +355,7 @@ def test_a_changed_training_part_is_refused(fresh: DatasetFolder) -> None:
 def test_nothing_but_finished_work_stays(finished: tuple[DatasetFolder, ItemEmbeddings]) -> None:
     folder, _ = finished
     left = {p.name.partition("-")[0] for p in (folder.path / "stages").iterdir()}
-    assert left == {"tiny", "knowledge", "transition", "alignment"}
+    assert left == {"tiny", "knowledge", "transition", "alignment", "logs"}
     assert not list((folder.path / "stages").glob("*.checkpoint"))
     assert [p.name for p in (folder.path / "embeddings").iterdir()] == ["small"]
 

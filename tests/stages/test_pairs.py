@@ -101,3 +101,63 @@ def test_nothing_to_learn_from(sessions: list[list[int]]) -> None:
 def test_orders_are_positive(orders: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="orders"):
         MetaPairs([[0, 1]], 2, orders)
+
+
+def test_contexts_are_what_came_before_the_anchor() -> None:
+    sessions = random_sessions(11)
+    pairs = MetaPairs(sessions, ITEMS, (1, 2))
+    contexts, targets = pairs.sample_contexts(400, torch.Generator().manual_seed(3), 4)
+    plain = pairs.sample(400, torch.Generator().manual_seed(3))
+    assert torch.equal(contexts[:, 0], plain[:, 0])
+    assert torch.equal(targets, plain[:, 1])
+    possible = set()
+    for s in sessions:
+        for t in range(len(s)):
+            back = [s[t - k] if k <= t else -1 for k in range(4)]
+            for o in (1, 2):
+                if t + o < len(s) and s[t] != s[t + o]:
+                    possible.add((*back, s[t + o]))
+    drawn = {(*c, t) for c, t in zip(contexts.tolist(), targets.tolist(), strict=True)}
+    assert drawn <= possible
+    assert len(drawn) > 0.8 * len(possible)
+
+
+def test_popularity_balance_draws_rare_pairs_more_often() -> None:
+    sessions = [[0, 1]] * 90 + [[2, 3]] * 10
+    shares = []
+    for balance in (0.0, 0.5, 1.0):
+        pairs = MetaPairs(sessions, 4, (1,), popularity_balance=balance)
+        found = Counter(p for seed in range(400) for p in draws(pairs, 8, seed))
+        shares.append(found[2, 3] / sum(found.values()))
+    # As they occur: 10 of 100. With weights ∝ popularity^−β both items: 10·10^−β of 90·90^−β + it.
+    assert shares[0] == pytest.approx(0.1, abs=0.02)
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[1] == pytest.approx(0.25, abs=0.06)
+
+
+def test_many_blocks_of_positions() -> None:
+    rng = random.Random(5)
+    sessions = [rng.choices(range(50), k=rng.randint(1, 9)) for _ in range(1500)]
+    pairs = MetaPairs(iter(sessions), 50, (1, 2, 3))
+    every = sum((by_definition(sessions, o) for o in (1, 2, 3)), Counter())
+    assert len(pairs) == sum(every.values())
+    assert set(draws(pairs, 4000)) <= set(every)
+    rows = np.array([3, 40, 17, 0, 49])
+    expected = [[(a, b) in every or (b, a) in every for b in rows.tolist()] for a in rows.tolist()]
+    assert pairs.known(rows).tolist() == expected
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pairs() -> None:
+    import tracemalloc
+
+    sessions = [list(range(k % 500, k % 500 + 40)) for k in range(4000)]
+    peaks = []
+    for orders in ((1,), tuple(range(1, 31))):
+        tracemalloc.start()
+        pairs = MetaPairs(iter(sessions), 600, orders)
+        pairs.sample(256, torch.Generator().manual_seed(0))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        del pairs
+    assert peaks[1] < 1.2 * peaks[0]

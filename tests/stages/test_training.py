@@ -17,7 +17,13 @@ from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
-from recbole_tpad.stages.alignment import AlignmentSettings, standardise, train_alignment
+from recbole_tpad.stages.alignment import (
+    AlignmentSettings,
+    marginal_rows,
+    ramped,
+    standardise,
+    train_alignment,
+)
 from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
@@ -184,6 +190,68 @@ def test_transition_learns(
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+def states_after(
+    checkpoint: Path, dataset: DatasetFolder, folder: Path, settings: TransitionSettings
+) -> tuple[dict[str, torch.Tensor], list[Metrics]]:
+    backbone = load_backbone(checkpoint)
+    inputs = inputs_of(backbone, dataset)
+    history, _ = train_transition(backbone, inputs, pairs_of(dataset), settings, folder, 0)
+    return encode_states(backbone, inputs, "transition"), history
+
+
+@pytest.mark.parametrize("kind", ["item", "session"])
+def test_gradient_caching_changes_memory_and_nothing_else(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, kind: str
+) -> None:
+    settings = replace(TRANSITION, input=kind, loop=replace(LOOP, steps=2, learning_rate=1e-3))
+    whole, history = states_after(checkpoint, dataset, tmp_path / "whole", settings)
+    cached, other = states_after(checkpoint, dataset, tmp_path / "c", replace(settings, chunk=3))
+    for name in whole:
+        torch.testing.assert_close(cached[name], whole[name], atol=2e-4, rtol=1e-3)
+    for a, b in zip(history, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+
+
+def test_states_of_the_transition_tower_that_are_not_finite(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        next(iter(backbone.tower_parameters("knowledge").values())).fill_(float("nan"))
+    inputs = inputs_of(backbone, dataset)
+    with pytest.raises(InputError, match=r"'transition' diverged at step 0: .*norm_text"):
+        train_transition(backbone, inputs, pairs_of(dataset), TRANSITION, tmp_path / "c", 0)
+
+
+def test_sessions_as_input_learn(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    loop = replace(LOOP, steps=30, checkpoint_seconds=1e9)
+    settings = replace(TRANSITION, loop=loop, pairs_per_step=48, input="session", session_length=3)
+    inputs = inputs_of(backbone, dataset)
+    history, learned = train_transition(
+        backbone, inputs, pairs_of(dataset), settings, tmp_path / "c", 0
+    )
+    losses = [m["loss"] for m in history]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert set(learned) == {"visual", "text", "recency_visual", "recency_text"}
+    assert learned["recency_text"].shape == (3,)
+    assert not torch.equal(learned["recency_text"], -0.5 * torch.arange(3))
+
+
+def test_the_balance_of_modalities_is_recorded(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    settings = replace(TRANSITION, visual_weight=0.0)
+    inputs = inputs_of(backbone, dataset)
+    history, _ = train_transition(backbone, inputs, pairs_of(dataset), settings, tmp_path / "c", 0)
+    for m in history:
+        assert m["gradient_share_visual"] == 0
+        assert m["gradient_share_text"] == 1
+        assert m["norm_visual"] > 0
+        assert m["norm_text"] > 0
+
+
 # -- stage 2b ------------------------------------------------------------------------------------
 
 
@@ -201,7 +269,7 @@ def align(
     teacher = encode_states(backbone, inputs, "transition")
     if hook is not None:
         hook(backbone)
-    return backbone, train_alignment(backbone, inputs, teacher, settings, folder, 0)
+    return backbone, train_alignment(backbone, inputs, teacher, settings, folder, 0).history
 
 
 def heads_of(folder: Path, kind: str) -> Weights:
@@ -211,7 +279,7 @@ def heads_of(folder: Path, kind: str) -> Weights:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-@pytest.mark.parametrize("mi_lower", ["infonce", "soft"])
+@pytest.mark.parametrize("mi_lower", ["infonce", "soft", "mine"])
 def test_alignment_trains_the_knowledge_tower_only(
     checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, mi_lower: str
 ) -> None:
@@ -291,13 +359,81 @@ def test_without_bounds_only_generation_moves_the_tower(
     assert not torch.allclose(towers[2], towers[3])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mi_lower": "mine"},
+        {"mi_lower": "mine", "critic": "mlp", "marginals": "batch"},
+        {"critic": "mlp"},
+        {"marginals": "batch"},
+        {"table_sample": 9},
+        {"mi_lower": "soft", "projector": "identity", "relational_weight": 0.5},
+        {"mi_lower": "soft", "projector": "identity", "cosine_weight": 2.0, "table_sample": 9},
+    ],
+    ids=str,
+)
+def test_every_kind_of_lower_bound_moves_the_tower(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = replace(ALIGNMENT, gamma_upper=0.0, **change)
+    resting, _ = align(checkpoint, dataset, tmp_path / "r", replace(settings, gamma_lower=0.0))
+    moved, history = align(checkpoint, dataset, tmp_path / "m", settings)
+    towers = [b.tower_parameters("knowledge") for b in (resting, moved)]
+    assert any(not torch.equal(p, towers[1][n]) for n, p in towers[0].items())
+    plain, _ = align(checkpoint, dataset, tmp_path / "p", replace(ALIGNMENT, gamma_upper=0.0))
+    other = plain.tower_parameters("knowledge")
+    assert any(not torch.equal(p, other[n]) for n, p in towers[1].items())
+    assert all(math.isfinite(m["loss"]) for m in history)
+
+
+def test_the_ramp() -> None:
+    settings = replace(ALIGNMENT, gamma_ramp=0.5, loop=replace(LOOP, steps=8))
+    factors = [ramped(step, settings) for step in range(8)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+    assert {ramped(step, ALIGNMENT) for step in range(3)} == {1.0}
+
+
+def test_marginals_hold_the_batch_first_and_nothing_twice() -> None:
+    rows = torch.tensor([7, 2, 5])
+    settings = replace(ALIGNMENT, table_sample=8)
+    found = marginal_rows(rows, 12, settings, seed=0, step=1)
+    assert found[:3].tolist() == rows.tolist()
+    assert len(set(found.tolist())) == len(found) == 8
+    assert found.tolist() != marginal_rows(rows, 12, settings, seed=0, step=2).tolist()
+    assert len(marginal_rows(rows, 12, ALIGNMENT, 0, 1)) == 0  # the whole table
+    batch = replace(ALIGNMENT, marginals="batch")
+    assert torch.equal(marginal_rows(rows, 12, batch, 0, 1), rows)
+
+
+@pytest.mark.parametrize("mi_lower", ["infonce", "mine", "soft"])
+@pytest.mark.parametrize("marginals", ["batch", "table"])
+def test_a_batch_of_one(
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, mi_lower: str, marginals: str
+) -> None:
+    settings = replace(ALIGNMENT, mi_lower=mi_lower, marginals=marginals, batch_size=1)
+    _, history = align(checkpoint, dataset, tmp_path / "c", settings)
+    assert all(math.isfinite(m["loss"]) for m in history)
+    if marginals == "batch":  # nothing to tell the item from
+        assert all(m["mi_lower"] == 0 for m in history)
+
+
+def test_states_that_are_not_finite_are_named(
+    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    inputs = inputs_of(backbone, dataset)
+    teacher = encode_states(backbone, inputs, "transition")
+    teacher["text"][4, 2] = float("nan")
+    with pytest.raises(InputError, match=r"'text' states are not finite, first for item i04"):
+        train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0)
+
+
 def test_items_without_any_answer(checkpoint: Path, dataset: DatasetFolder, tmp_path: Path) -> None:
     backbone = load_backbone(checkpoint)
     items = [replace(i, keywords=(), category="") for i in dataset.items]
     inputs = backbone.inputs(items, torch.device("cpu"))
     inputs.freeze()
     teacher = encode_states(backbone, inputs, "transition")
-    history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0)
+    history = train_alignment(backbone, inputs, teacher, ALIGNMENT, tmp_path / "c", 0).history
     assert all("loss_generation" not in m and m["loss_labels"] == 0 for m in history)
 
 
@@ -315,15 +451,18 @@ def kill_in_the_second_step(backbone: ComposedBackbone) -> None:
     backbone.language_model.get_base_model().model.norm.register_forward_hook(kill)
 
 
+@pytest.mark.parametrize("mi_lower", ["infonce", "mine", "soft"])
 def test_alignment_resumes_to_the_same_bits(
-    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
+    checkpoint: Path, dataset: DatasetFolder, tmp_path: Path, mi_lower: str
 ) -> None:
-    lora = {"dropout": 0.3}
-    whole, history = align(checkpoint, dataset, tmp_path / "whole", lora=lora)
+    lora, settings = {"dropout": 0.3}, replace(ALIGNMENT, mi_lower=mi_lower)
+    whole, history = align(checkpoint, dataset, tmp_path / "whole", settings, lora)
     with pytest.raises(Killed):
-        align(checkpoint, dataset, tmp_path / "killed", lora=lora, hook=kill_in_the_second_step)
+        align(
+            checkpoint, dataset, tmp_path / "killed", settings, lora, hook=kill_in_the_second_step
+        )
     assert (tmp_path / "killed" / "progress.json").is_file()
-    again, resumed = align(checkpoint, dataset, tmp_path / "killed", lora=lora)
+    again, resumed = align(checkpoint, dataset, tmp_path / "killed", settings, lora)
     assert resumed == history
     assert not changed(weights(whole), weights(again))
     first, second = (load_file(tmp_path / n / "state.safetensors") for n in ("whole", "killed"))
@@ -350,6 +489,14 @@ def test_standardised_states() -> None:
         (lambda: replace(KNOWLEDGE, holdout=1.0), "holdout"),
         (lambda: replace(TRANSITION, pairs_per_step=0), "pairs_per_step"),
         (lambda: replace(TRANSITION, orders=()), "orders"),
+        (lambda: replace(TRANSITION, input="sesion"), "Did you mean 'session'"),
+        (lambda: replace(TRANSITION, chunk=-1), "chunk"),
+        (lambda: replace(TRANSITION, popularity_balance=-0.5), "popularity_balance"),
+        (lambda: replace(ALIGNMENT, critic="cosin"), "Did you mean 'cosine'"),
+        (lambda: replace(ALIGNMENT, marginals="all"), "marginals"),
+        (lambda: replace(ALIGNMENT, projector="none"), "projector"),
+        (lambda: replace(ALIGNMENT, gamma_ramp=1.5), "gamma_ramp"),
+        (lambda: replace(ALIGNMENT, relational_weight=-1.0), "relational_weight"),
         (lambda: replace(TRANSITION, text_weight=float("nan")), "text_weight"),
     ],
 )

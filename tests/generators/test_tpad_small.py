@@ -1,0 +1,84 @@
+"""The preset `tpad-small`, with a small random BERT in MiniLM's place, from data set to store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_tpad import content, kinds, run_record, stages
+from tiny_catalogue import write_catalogue
+
+from recbole_tpad.data import DatasetFolder
+from recbole_tpad.errors import InputError
+from recbole_tpad.generators.embed import embed
+from recbole_tpad.generators.registry import merge
+from recbole_tpad.store import ItemEmbeddings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backbones"))
+from small_encoder import VISION_WIDTH, WIDTH, write_image_encoder, write_text_encoder
+
+STEPS: dict[str, Any] = {
+    "knowledge": {"batch_size": 8, "loop": {"steps": 3}},
+    "transition": {"pairs_per_step": 12, "loop": {"steps": 3}},
+    "alignment": {"batch_size": 8, "projection": 8, "loop": {"steps": 3}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return write_catalogue(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory, folder: DatasetFolder) -> Path:
+    made = tmp_path_factory.mktemp("encoders")
+    words = " ".join(f"{i.title} {i.brand}" for i in folder.items).lower().split()
+    write_text_encoder(made / "text", words)
+    write_image_encoder(made / "image")
+    return made
+
+
+def run(folder: DatasetFolder, encoders: Path, name: str, **changes: Any) -> ItemEmbeddings:
+    base = merge(STEPS, {"backbone": {"text_encoder": str(encoders / "text")}})
+    overrides = merge(base, changes)
+    return embed(folder.path.parent, folder.name, "tpad-small", name=name, overrides=overrides)
+
+
+def test_texts_only(folder: DatasetFolder, encoders: Path) -> None:
+    store = run(folder, encoders, "texts")
+    store.verify()
+    assert store.manifest.role == "K1"
+    assert store.manifest.modalities == {"text": WIDTH}
+    assert kinds(set(stages(folder))) == ["alignment", "knowledge", "transition"]
+    record = run_record(store)
+    assert record["generation_rate"] is not None  # heads answer, and are scored as generation is
+    summary = record["stages"][2]["summary"]
+    assert 0 <= summary["K1_neighbours_shared_with_T_text"] <= 1
+    before, finished = content(store), stages(folder)
+    (store.path / "manifest.json").unlink()
+    assert content(run(folder, encoders, "texts")) == before  # from the finished stages
+    assert stages(folder) == finished
+
+
+def test_without_training_it_is_the_frozen_encoder(folder: DatasetFolder, encoders: Path) -> None:
+    frozen = run(folder, encoders, "frozen", no_knowledge=True, no_alignment=True)
+    other = run(folder, encoders, "other", no_knowledge=True, no_alignment=True, seed=4)
+    assert np.array_equal(frozen.array("text"), other.array("text"))
+    trained = run(folder, encoders, "k0", no_alignment=True)
+    assert not np.array_equal(frozen.array("text"), trained.array("text"))
+
+
+def test_images_too(folder: DatasetFolder, encoders: Path) -> None:
+    images = {"image_encoder": str(encoders / "image")}
+    store = run(folder, encoders, "images", backbone=images)
+    assert store.manifest.modalities == {"visual": VISION_WIDTH, "text": WIDTH}
+    history = run_record(store)["stages"][1]["history"]
+    assert {"loss_contrastive_visual", "loss_contrastive_text"} <= set(history[0])
+
+
+def test_a_wrong_folder_is_named(folder: DatasetFolder, encoders: Path) -> None:
+    with pytest.raises(InputError, match="neither a local folder"):
+        run(folder, encoders, "x", backbone={"text_encoder": str(encoders / "nowhere")})
