@@ -119,7 +119,9 @@ def count_step(
     places = torch.empty(batch, length, dtype=torch.int64, device=META)
     with backbone.training_only(backbone.tower_parameters("knowledge")):
         counter = FlopCounterMode(display=False)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        # Anomaly mode, which importing RecBole's models turns on, looks for NaN; there are no values.
+        no_values = torch.autograd.set_detect_anomaly(False)
+        with no_values, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             hidden = decoder(
                 inputs_embeds=words, attention_mask=mask, position_ids=places, use_cache=False
             ).last_hidden_state

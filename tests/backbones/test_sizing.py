@@ -65,6 +65,15 @@ def parameter_count_of(backbone: ComposedBackbone, tower: str) -> int:
     return sum(p.numel() for p in backbone.tower_parameters(tower).values())
 
 
+def test_counts_in_a_process_that_looks_for_nan(checkpoint: Path) -> None:
+    empty = empty_backbone(composed(checkpoint))
+    assert isinstance(empty, ComposedBackbone)
+    expected = count_step(empty, 2, 8, 3, checkpointing=False)
+    with torch.autograd.set_detect_anomaly(True):
+        assert count_step(empty, 2, 8, 3, checkpointing=False) == expected
+        assert torch.is_anomaly_enabled()
+
+
 def test_activations_are_what_a_step_keeps(checkpoint: Path) -> None:
     settings = composed(checkpoint)
     empty = empty_backbone(settings)
