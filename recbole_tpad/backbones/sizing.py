@@ -119,7 +119,7 @@ def count_step(
     places = torch.empty(batch, length, dtype=torch.int64, device=META)
     with backbone.training_only(backbone.tower_parameters("knowledge")):
         counter = FlopCounterMode(display=False)
-        # Anomaly mode, which importing RecBole's models turns on, looks for NaN; there are no values.
+        # Anomaly mode, which importing RecBole's models turns on, looks at values: there are none.
         no_values = torch.autograd.set_detect_anomaly(False)
         with no_values, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             hidden = decoder(
