@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_tpad.errors import InputError
+from recbole_tpad.results_reader import Reader
 
 FORMAT = 1
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
@@ -77,12 +78,29 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Spaces:
+    """A run's ID vectors beside its content vectors of the same items.
+
+    `gap`, `separability`, `overlap` and its `chance` are those of `bridge.item_spaces`; `points` is
+    a map of both sets, (x, y) in [0, 1], IDs first.
+    """
+
+    items: int
+    gap: float
+    separability: float
+    overlap: float
+    chance: float
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One run: a model with item embeddings (or None) and a seed. Metrics are in [0, 1].
 
     `mask_history` says whether a session's own items were left out of the ranking; None in files
     that do not say it by row. `latency_ms` is the median time of one request, where measured;
-    `by_frequency` the metrics by training interactions of the target.
+    `by_frequency` the metrics by training interactions of the target; `item_spaces` how the model's
+    ID vectors lie to its content vectors.
     """
 
     model: str
@@ -102,6 +120,7 @@ class Row:
     mask_history: bool | None = None
     latency_ms: float | None = None
     by_frequency: Sequence[Mapping[str, float | None]] = ()
+    item_spaces: Spaces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +160,9 @@ class Comparison:
     """The difference between two groups on the same test rows.
 
     Attributes:
-        kind: ``best baseline`` (best without embeddings, chosen on validation) or ``without
-            embeddings`` (the same model).
+        kind: ``best baseline`` (best without embeddings, chosen on validation), ``without
+            embeddings`` (the same model), or ``reference`` (the same model with the suite's
+            reference embeddings).
         targets: ``all``, or ``rare and unseen`` (fewer than five training interactions).
         against: (model, item embeddings) of the other side.
         low, high: 95% interval of a paired bootstrap; p_holm: p-value after Holm's correction.
@@ -235,7 +255,7 @@ def read_results(path: str | Path) -> Results:
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}.") from error
-    reader = _Reader(path)
+    reader = Reader(path)
     top = reader.mapping(content, "the file's top level")
     if top.get("format") != FORMAT:
         raise InputError(
@@ -254,67 +274,7 @@ def read_results(path: str | Path) -> Results:
     return Results(path, rows, comparisons, top)
 
 
-class _Reader:
-    """Typed access to parsed JSON; every complaint names the file and the key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fail(self, key: str, problem: str) -> InputError:
-        return InputError(
-            f"{self.path}: key '{key}' {problem}. The file is damaged or was not written by "
-            "`recbole-tpad evaluate`; write it anew."
-        )
-
-    def get(self, mapping: Mapping[str, Any], key: str, prefix: str) -> Any:
-        if key not in mapping:
-            raise self.fail(prefix + key, "is missing")
-        return mapping[key]
-
-    def mapping(self, value: Any, key: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fail(key, f"must be an object, not {_kind(value)}")
-        return value
-
-    def sequence(self, value: Any, key: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.fail(key, f"must be a list, not {_kind(value)}")
-        return value
-
-    def text(self, value: Any, key: str) -> str:
-        if not isinstance(value, str):
-            raise self.fail(key, f"must be a string, not {_kind(value)}")
-        return value
-
-    def number(self, value: Any, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail(key, f"must be a number, not {_kind(value)}")
-        if not math.isfinite(value):
-            raise self.fail(key, "is not a finite number")
-        return float(value)
-
-    def numbers(self, value: Any, key: str) -> dict[str, float]:
-        return {k: self.number(v, f"{key}.{k}") for k, v in self.mapping(value, key).items()}
-
-    def known_numbers(self, value: Any, key: str) -> dict[str, float]:
-        """Numbers of a mapping, leaving out those that are null (no value, such as no rows)."""
-        found = self.mapping(value, key)
-        return self.numbers({k: v for k, v in found.items() if v is not None}, key)
-
-    def optional_number(self, value: Any, key: str) -> float | None:
-        return None if value is None else self.number(value, key)
-
-    def optional_flag(self, value: Any, key: str) -> bool | None:
-        if value is not None and not isinstance(value, bool):
-            raise self.fail(key, f"must be true, false or null, not {_kind(value)}")
-        return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _row(reader: _Reader, value: Any, key: str) -> Row:
+def _row(reader: Reader, value: Any, key: str) -> Row:
     row = reader.mapping(value, key)
     prefix = f"{key}."
     model = reader.text(reader.get(row, "model", prefix), prefix + "model")
@@ -354,15 +314,34 @@ def _row(reader: _Reader, value: Any, key: str) -> Row:
             }
             for i, part in enumerate(_bins(reader, row, prefix))
         ],
+        item_spaces=_spaces(reader, row.get("item_spaces"), f"{prefix}item_spaces"),
     )
 
 
-def _bins(reader: _Reader, row: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
+def _spaces(reader: Reader, value: Any, key: str) -> Spaces | None:
+    if value is None:
+        return None
+    entry, prefix = reader.mapping(value, key), f"{key}."
+    numbers = {
+        name: reader.number(reader.get(entry, name, prefix), prefix + name)
+        for name in ("items", "gap", "separability", "overlap", "chance")
+    }
+    points = []
+    for i, pair in enumerate(reader.sequence(reader.get(entry, "points", prefix), f"{key}.points")):
+        where = f"{prefix}points[{i}]"
+        if len(reader.sequence(pair, where)) != 2:
+            raise reader.fail(where, "must be two numbers")
+        points.append((reader.number(pair[0], where), reader.number(pair[1], where)))
+    items = int(numbers.pop("items"))
+    return Spaces(items=items, points=points, **numbers)
+
+
+def _bins(reader: Reader, row: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
     listed = reader.sequence(row.get("by_frequency") or [], f"{prefix}by_frequency")
     return [reader.mapping(part, f"{prefix}by_frequency[{i}]") for i, part in enumerate(listed)]
 
 
-def _comparison(reader: _Reader, value: Any, key: str) -> Comparison:
+def _comparison(reader: Reader, value: Any, key: str) -> Comparison:
     entry, prefix = reader.mapping(value, key), f"{key}."
 
     def get(name: str) -> Any:

@@ -20,6 +20,7 @@ from recbole_tpad.bridge.adjustments import cold_rates, fit_adjustments
 from recbole_tpad.bridge.config import SessionConfig, parse_value
 from recbole_tpad.bridge.dataset import Loaders, load_data
 from recbole_tpad.bridge.examples import example_sessions
+from recbole_tpad.bridge.item_spaces import item_spaces
 from recbole_tpad.bridge.models import build_model
 from recbole_tpad.bridge.ranking import Ranking, metrics_at, slices_by_frequency
 from recbole_tpad.bridge.saved_runs import load_run
@@ -50,6 +51,7 @@ class RunResult:
         epochs, best_epoch: epochs trained, and the index of the best one.
         curve: {"epoch", "train_loss", "valid"} an epoch.
         examples: what `example_sessions` returns, with the key ``example_sessions``.
+        item_spaces: what `item_spaces` returns, with the key ``item_spaces``.
         latency_ms: median time of one request, with ``latency_sessions``; else None.
         mask_history: whether a session's own items were left out of the ranking.
         ranks, targets, sessions: test rows: rank of the target, item token, session token.
@@ -76,6 +78,7 @@ class RunResult:
     adjustments: dict[str, float] = field(default_factory=dict)
     latency_ms: float | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
+    item_spaces: dict[str, Any] | None = None
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     targets: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -217,7 +220,8 @@ def _result(
 ) -> RunResult:
     model, curve, train = trainer.model, trainer.curve, loaders.train._dataset
     trained = getattr(model, "is_trained", True)
-    counts = training_item_counts(train)[ranking.targets]
+    interactions = training_item_counts(train)
+    counts = interactions[ranking.targets]
     item_token = train.field2id_token[train.iid_field]
     session_token = train.field2id_token[train.uid_field]
     topk = sorted({*TOPK, *config["topk"]})
@@ -235,6 +239,9 @@ def _result(
     return RunResult(
         latency_ms=latency,
         examples=shown,
+        item_spaces=item_spaces(
+            model, torch.as_tensor(interactions > 0), int(config["item_spaces"] or 0)
+        ),
         model=str(config["model"]),
         item_embeddings=None if store is None else Path(str(store)).name,
         seed=int(config["seed"]),

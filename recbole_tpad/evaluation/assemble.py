@@ -34,6 +34,7 @@ ROW_KEYS = (
     "best_epoch",
     "curve",
     "mask_history",
+    "item_spaces",
 )
 # Lower limits of the bins of training interactions; 0 is an unseen target.
 FREQUENCIES = (0, 1, 3, WARM_FROM, 10, 20, 50)
@@ -50,7 +51,7 @@ def row(spec: RunSpec, names: Mapping[str, str], outcome: Mapping[str, Any]) -> 
     found = {
         "model": spec.row_model,
         "variant": spec.variant,
-        "item_embeddings": _label(spec, names),
+        "item_embeddings": label_of(spec.item_embeddings, names),
         "seed": spec.seed,
         **{key: _finite(outcome.get(key)) for key in ROW_KEYS},
         "error": outcome.get("error"),
@@ -65,8 +66,9 @@ def row(spec: RunSpec, names: Mapping[str, str], outcome: Mapping[str, Any]) -> 
     return found
 
 
-def _label(spec: RunSpec, names: Mapping[str, str]) -> str | None:
-    parts = [names.get(part, part) for part in parts_of(spec.item_embeddings)]
+def label_of(item_embeddings: str | None, names: Mapping[str, str]) -> str | None:
+    """Return the name of item embeddings in the results, of "a+b" the parts' names joined."""
+    parts = [names.get(part, part) for part in parts_of(item_embeddings)]
     return "+".join(parts) if parts else None
 
 
@@ -96,8 +98,15 @@ def compared(
     specs: Sequence[RunSpec],
     names: Mapping[str, str],
     outcomes: Sequence[Mapping[str, Any]],
+    reference: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return differences with intervals, over all test rows and over rare and unseen targets."""
+    """Return differences with intervals, over all test rows and over rare and unseen targets.
+
+    Args:
+        specs, outcomes: the runs and what they returned.
+        names: the stores' names in the results.
+        reference: item embeddings that the others are compared with, too.
+    """
     ranks: dict[Group, list[npt.NDArray[np.int64]]] = {}
     valid: dict[Group, list[float]] = {}
     own: dict[Group, tuple[Group, Group]] = {}
@@ -105,7 +114,7 @@ def compared(
     for spec, outcome in zip(specs, outcomes, strict=True):
         if outcome.get("error") is not None or not outcome.get("ranks"):
             continue
-        group = (spec.row_model, _label(spec, names))
+        group = (spec.row_model, label_of(spec.item_embeddings, names))
         own[group] = (spec.row_model, None), (spec.model, None)
         ranks.setdefault(group, []).append(np.array(outcome["ranks"]))
         valid.setdefault(group, []).append(float((outcome.get("valid") or {})["NDCG@10"]))
@@ -116,6 +125,12 @@ def compared(
         for group, (variant, model) in own.items()
         if group[1] is not None and (variant in ranks or model in ranks)
     }
+    usual = label_of(reference, names)
+    references = {
+        group: (group[0], usual)
+        for group in ranks
+        if usual is not None and group[1] not in (None, usual) and (group[0], usual) in ranks
+    }
     chosen = {group: statistics.fmean(values) for group, values in valid.items()}
     parts = {"all": np.ones(len(counts), dtype=bool), "rare and unseen": counts < WARM_FROM}
     return [
@@ -123,7 +138,7 @@ def compared(
         for name, mask in parts.items()
         if mask.any()
         for entry in comparisons(
-            {g: [r[mask] for r in rows] for g, rows in ranks.items()}, chosen, plain
+            {g: [r[mask] for r in rows] for g, rows in ranks.items()}, chosen, plain, references
         )
     ]
 

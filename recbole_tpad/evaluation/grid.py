@@ -16,7 +16,14 @@ from dataset_converters.describe import describe
 from recbole_tpad.bridge.models import known_models
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.evaluation.assemble import compared, dataset_entry, environment, row, version
+from recbole_tpad.evaluation.assemble import (
+    compared,
+    dataset_entry,
+    environment,
+    label_of,
+    row,
+    version,
+)
 from recbole_tpad.evaluation.collect import generator_entry
 from recbole_tpad.evaluation.examples import examples
 from recbole_tpad.evaluation.planning import (
@@ -102,7 +109,8 @@ def evaluate(
         "dataset": dataset_entry(folder),
         "protocol": {"ranking": "full", **{k: configs[0][k] for k in PROTOCOL}},
         "rows": [row(spec, names, o) for spec, o in zip(specs, outcomes, strict=True)],
-        "comparisons": compared(specs, names, outcomes),
+        "reference": None if grid.reference is None else label_of(grid.reference, names),
+        "comparisons": compared(specs, names, outcomes, grid.reference),
         "examples": examples(specs, outcomes, folder.items),
         "data": _report_card(folder),
         "generators": {

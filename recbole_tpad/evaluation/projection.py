@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recbole_tpad.flat_map import flat_map
 from recbole_tpad.store.item_embeddings import ItemEmbeddings
 
 LIMIT = 2000
@@ -34,8 +35,7 @@ def item_map(
 ) -> dict[str, Any] | None:
     """Project a store's rows to two dimensions with t-SNE (van der Maaten and Hinton, 2008).
 
-    Rows are standardised and reduced by PCA to 50 dimensions first, as is usual; cosine-like
-    distances come from scaling each row to length 1.
+    Rows are centred and scaled to length 1 first, so that distances are those of cosines.
 
     Args:
         store: the item embeddings.
@@ -46,10 +46,6 @@ def item_map(
     Returns:
         The `map` entry of the results file, coordinates in [0, 1]; None for fewer than 4 items.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     missing = set(store.missing([item.item_id for item in items]))
     known = [item for item in items if item.item_id not in missing]
     if len(known) < 4:
@@ -60,20 +56,7 @@ def item_map(
     rows = store.rows([item.item_id for item in known]).astype(np.float64)
     rows -= rows.mean(axis=0)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    if min(rows.shape) > 50:
-        rows = PCA(n_components=50, random_state=seed).fit_transform(rows)
-    # A store of equal rows (a collapsed generator) has no neighbours to preserve.
-    if np.ptp(rows, axis=0).max() < 1e-9:
-        places = np.full((len(known), 2), 0.5)
-    else:
-        perplexity = min(30.0, (len(known) - 1) / 3)
-        tsne = TSNE(n_components=2, perplexity=perplexity, init="random", random_state=seed)
-        # One thread: sums in one order, so equal stores give equal maps, and no waiting for
-        # threads that a busy machine does not run.
-        with threadpool_limits(1):
-            places = tsne.fit_transform(rows)
-        span = np.maximum(np.ptp(places, axis=0), 1e-12)
-        places = (places - places.min(axis=0)) / span
+    places = flat_map(rows, seed=seed)
     return {
         "method": "t-SNE",
         "label": "category",

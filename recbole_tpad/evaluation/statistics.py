@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Group = tuple[str, str | None]
+# What a row is compared with: see `comparisons`.
+KINDS = ("best baseline", "without embeddings", "reference")
 DRAWS = 2000
 LEVEL = 0.95
 _DRAWS_AT_ONCE = 250
@@ -112,9 +114,11 @@ def comparisons(
     ranks: Mapping[Group, Sequence[npt.NDArray[np.int64]]],
     valid: Mapping[Group, float],
     plain_of: Mapping[Group, Group],
+    reference_of: Mapping[Group, Group] | None = None,
+    *,
     metrics: Sequence[str] = ("NDCG@10", "HR@10"),
 ) -> list[dict[str, Any]]:
-    """Compare every group with the best baseline, and with its own model without embeddings.
+    """Compare groups with the best baseline, with their model without embeddings, and with others.
 
     The best baseline is the group without item embeddings that is best on validation, so the test
     part decides nothing. Holm's correction counts all comparisons of one metric and kind.
@@ -123,26 +127,26 @@ def comparisons(
         ranks: (model, item embeddings) → one array of ranks a seed, the same test rows everywhere.
         valid: the group's mean validation score.
         plain_of: the group without embeddings that a group with them is compared with.
+        reference_of: the group with the reference embeddings that a group is compared with.
         metrics: what to compare.
 
     Returns:
-        Entries for ``results.json``: kind (``best baseline`` or ``without embeddings``), metric,
+        Entries for ``results.json``: kind (one of `KINDS`), metric,
         model, item_embeddings, against, difference, low, high, p, p_holm, seeds of both sides and
         sessions.
     """
     plain = [group for group in ranks if group[1] is None]
-    if not plain:
-        return []
-    best = max(plain, key=lambda group: valid[group])
-    pairs = [("best baseline", group, best) for group in ranks if group != best]
-    pairs += [
-        ("without embeddings", group, plain_of[group]) for group in ranks if group in plain_of
-    ]
+    pairs: dict[str, list[tuple[Group, Group]]] = {kind: [] for kind in KINDS}
+    if plain:
+        best = max(plain, key=lambda group: valid[group])
+        pairs["best baseline"] = [(group, best) for group in ranks if group != best]
+    pairs["without embeddings"] = [(g, plain_of[g]) for g in ranks if g in plain_of]
+    others = reference_of or {}
+    pairs["reference"] = [(group, others[group]) for group in ranks if group in others]
     found: list[dict[str, Any]] = []
     for metric in metrics:
         values = {group: gains(np.stack(list(rows)), metric) for group, rows in ranks.items()}
-        for kind in ("best baseline", "without embeddings"):
-            chosen = [(group, against) for k, group, against in pairs if k == kind]
+        for kind, chosen in pairs.items():
             results = [paired_bootstrap(values[group], values[other]) for group, other in chosen]
             adjusted = holm([result.p for result in results])
             for (group, other), result, p_holm in zip(chosen, results, adjusted, strict=True):

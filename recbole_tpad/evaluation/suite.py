@@ -48,6 +48,8 @@ class Suite:
         variants: by name.
         generators: by the name of a store the suite makes itself: ``generator`` (a preset or a YAML
             path) and the settings that differ from it.
+        reference: one of the item embeddings, which every other one of the same model is compared
+            with, beside the comparisons every suite has.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Suite:
     model_config: Mapping[str, Mapping[str, Any]] | None = None
     variants: Mapping[str, Variant] | None = None
     generators: Mapping[str, Mapping[str, Any]] | None = None
+    reference: str | None = None
 
     def stores(self) -> list[str]:
         """Return the names of all stores that occur, in order of appearance; "a+b" is two."""
@@ -143,6 +146,7 @@ def read_suite(
         model_config=model_config,
         variants=_variants(name, content.get("variants"), models, stores),
         generators=_generators(name, content.get("generators")),
+        reference=_reference(name, content.get("reference"), stores),
     )
 
 
@@ -229,6 +233,18 @@ def _generators(suite: str, value: Any) -> dict[str, Mapping[str, Any]]:
             )
         found[str(name)] = given
     return found
+
+
+def _reference(suite: str, value: Any, stores: list[str]) -> str | None:
+    if value is None:
+        return None
+    named = [store for store in stores if store.lower() != "none"]
+    if value not in named:
+        raise InputError(
+            f"Suite '{suite}': 'reference' must be one of its item_embeddings "
+            f"({', '.join(named) or 'there are none'}), not {value!r}.{nearest(str(value), named)}"
+        )
+    return str(value)
 
 
 def _names(suite: str, key: str, value: Any) -> list[str]:

@@ -218,6 +218,13 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             self._cache.put(parameters, table)
         return table
 
+    def item_views(self) -> tuple[Tensor, Tensor] | None:
+        """Return E' and M', both (n_items, d): an item as ID and as content; None with one view."""
+        if not self.two_views:
+            return None
+        own, modality = self.tables().chunk(2, dim=1)
+        return own, modality
+
     def train(self, mode: bool = True) -> DIMO:
         """Switch between training and evaluation; training forgets the kept tables."""
         if mode:

@@ -104,6 +104,10 @@ class FusedItemEmbedding(nn.Module, ABC):
         super().train(mode)
         return self
 
+    def item_views(self) -> tuple[Tensor, Tensor] | None:
+        """Return ID rows and content rows, both (n_items, d); None where a fusion has not both."""
+        return None
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Within this scope every use of the table is the same tensor (one adapter pass)."""
@@ -135,6 +139,10 @@ class _WithAdapter(FusedItemEmbedding):
     def match_scale(self, rms: float) -> None:
         """Scale the content so that trained items' rows have this root mean square."""
         self.adapter.rescale(rms)
+
+    def item_views(self) -> tuple[Tensor, Tensor] | None:
+        """Return ID rows and the adapter's output, both (n_items, d)."""
+        return (self.id_embedding.weight, self.adapter()) if self.has_ids else None
 
 
 class AddedItemEmbedding(_WithAdapter):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from recbole_tpad.report.markup import Html, number, tag
-from recbole_tpad.report.scale import Scale, fitted, tick_text
+from recbole_tpad.report.scale import Scale, fitted, log_ticks, tick_text
 
 # One width for all: about a phone's, so text keeps its size there and two or three charts fit
 # side by side on a desk's screen.
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point of a scatter chart, coordinates in [0, 1]."""
+    """A point of a scatter chart, coordinates in [0, 1] unless the chart has axes."""
 
     x: float
     y: float
@@ -123,6 +123,37 @@ def bar_chart(label: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, x_label
     """Return horizontal bars from zero, grouped by row, with intervals where given."""
     values = [v for _, marks in rows for m in marks for v in _extent(m)]
     return _rows_chart(label, rows, values, x_label, from_zero=True, bars=True)
+
+
+def cost_chart(label: str, points: Sequence[Point], *, x_label: str, y_label: str) -> Html:
+    """Return points over a logarithmic x axis and a y axis; the title is the hover text.
+
+    Args:
+        label: for screen readers.
+        points: x positive, y any; in the quantities' own units.
+        x_label: under the axis.
+        y_label: of the values, in the hover text.
+    """
+    kept = [p for p in points if p.x > 0 and math.isfinite(p.x) and math.isfinite(p.y)]
+    if not kept:
+        return tag("p", "No values were recorded.", class_="empty")
+    height, left, right, top, bottom = 230.0, 48.0, 14.0, 8.0, 34.0
+    base = height - bottom
+    powers = [math.log10(p.x) for p in kept]
+    margin = max(0.05, 0.06 * (max(powers) - min(powers)))
+    x = Scale(min(powers) - margin, max(powers) + margin, left, WIDTH - right)
+    y = fitted((p.y for p in kept), base, top)
+    parts = _y_grid(y, left, WIDTH - right)
+    for value in log_ticks(x.low, x.high):
+        place = x(math.log10(value))
+        parts.append(tag("line", x1=place, x2=place, y1=top, y2=base, class_="grid"))
+        parts.append(tag("text", f"{value:,g}", x=place, y=base + 14, class_="tick middle"))
+    parts.append(_axis_label(x_label, (left + WIDTH - right) / 2, height - 4))
+    for p in kept:
+        hover = tag("title", f"{p.title}: {y_label} {p.y:.4f}, {p.x:,.3g} {x_label}")
+        across, up = x(math.log10(p.x)), y(p.y)
+        parts.append(tag("circle", hover, cx=across, cy=up, r=4.5, class_=f"dot {p.colour}"))
+    return _figure(label, height, parts)
 
 
 def scatter_chart(label: str, points: Iterable[Point]) -> Html:

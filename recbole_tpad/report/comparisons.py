@@ -11,6 +11,7 @@ from recbole_tpad.results import Comparison, Results
 _TITLES = {
     "best baseline": "Against the best model without embeddings, chosen on validation",
     "without embeddings": "Against the same model without embeddings",
+    "reference": "Against the same model with the reference embeddings",
 }
 _HEAD = ("Model", "Item embeddings", "Against", "NDCG@10", "95% interval", "p (Holm)")
 

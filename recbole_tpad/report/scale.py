@@ -47,6 +47,24 @@ def fitted(
     )
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return round values between two powers of ten (their exponents), at most about six.
+
+    1, 2 and 5 of each decade where there are few decades, else their beginnings alone.
+    """
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        found = [
+            step * 10.0**decade
+            for decade in decades
+            for step in steps
+            if low <= math.log10(step) + decade <= high
+        ]
+        if len(found) <= 6:
+            return found
+    return found[:: math.ceil(len(found) / 6)]
+
+
 def tick_text(value: float, step_of: list[float]) -> str:
     """Return a tick's label with the decimals that tell neighbouring ticks apart."""
     step = min((b - a for a, b in itertools.pairwise(step_of)), default=abs(value) or 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_tpad.report.charts import Line, Mark, dot_chart, line_chart
+from recbole_tpad.report.charts import Line, Mark, Point, cost_chart, dot_chart, line_chart
 from recbole_tpad.report.finding import COLD, Comparison, main_metric, percent, trained_losses
 from recbole_tpad.report.markup import Html, join, tag
 from recbole_tpad.report.page import Section, caption, facts, figure, legend
@@ -118,7 +118,7 @@ def curves_section(results: Results, groups: Sequence[Group], colours: Colours) 
     return Section("curves", "Training curves", join(body))
 
 
-def cost_section(results: Results, groups: Sequence[Group]) -> Section:
+def cost_section(results: Results, groups: Sequence[Group], colours: Colours) -> Section:
     """Return time, memory and size of the recommenders and time of the generators."""
     head = _head(
         ["Model", "Item embeddings"],
@@ -148,6 +148,7 @@ def cost_section(results: Results, groups: Sequence[Group]) -> Section:
             "the libraries. Parameters are the trained ones, without the frozen item embeddings."
         ),
         tag("div", tag("table", head, tag("tbody", rows)), class_="scroll"),
+        *_cost_charts(results, groups, colours),
     ]
     made = [
         (name, f"{entry['seconds']:,.0f} s")
@@ -158,6 +159,24 @@ def cost_section(results: Results, groups: Sequence[Group]) -> Section:
         body.append(caption("Making the item embeddings, once for all recommenders:"))
         body.append(facts(made))
     return Section("cost", "Cost", join(body))
+
+
+def _cost_charts(results: Results, groups: Sequence[Group], colours: Colours) -> list[Html]:
+    """Accuracy against what a run takes, and against what a request takes where it was timed."""
+    metric = main_metric(results)
+    charts = []
+    for what, cost_of in (("seconds a run", Group.seconds), ("ms a request", Group.latency_ms)):
+        points = []
+        for group in groups:
+            cost, value = cost_of(group), group.metric(metric)
+            if cost is not None and value is not None:
+                name = f"{group.model}, {group.item_embeddings or NONE}"
+                points.append(Point(cost.mean, value.mean, colours[group.item_embeddings], name))
+        if len(points) > 1:
+            title = f"{metric} against {what}"
+            chart = cost_chart(title, points, x_label=what, y_label=metric)
+            charts.append(figure(title, chart))
+    return [legend(colours.entries), tag("div", charts, class_="charts")] if charts else []
 
 
 def failures_section(results: Results) -> Section | None:

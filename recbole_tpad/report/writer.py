@@ -12,6 +12,7 @@ from recbole_tpad.report.finding import find
 from recbole_tpad.report.generators import generators_section
 from recbole_tpad.report.markup import Html, join, tag
 from recbole_tpad.report.page import page
+from recbole_tpad.report.reference import reference_section
 from recbole_tpad.report.sections import (
     Colours,
     cost_section,
@@ -22,6 +23,7 @@ from recbole_tpad.report.sections import (
     results_section,
 )
 from recbole_tpad.report.slices import slices_section
+from recbole_tpad.report.spaces import spaces_section
 from recbole_tpad.results import Results, read_results
 
 
@@ -75,11 +77,13 @@ def render(results: Results) -> str:
     sections = [
         results_section(results, groups, colours) if groups else None,
         slices_section(groups, colours) if any(r.slices for g in groups for r in g.rows) else None,
+        reference_section(results),
         comparisons_section(results),
         examples_section(results.content.get("examples")),
         curves_section(results, groups, colours),
+        spaces_section(groups),
         generators_section(results.content["generators"]),
-        cost_section(results, groups) if groups else None,
+        cost_section(results, groups, colours) if groups else None,
         data_section(results.content.get("data")),
         failures_section(results),
         environment_section(results),

@@ -244,13 +244,19 @@ def test_the_generator_s_own_account_is_taken_over(folder: DatasetFolder) -> Non
 @pytest.mark.slow
 def test_the_real_runner(folder: DatasetFolder) -> None:
     suite = {
-        "models": ["SASRec", "Popularity"],
+        "models": ["SASRec", "DIMO", "Popularity"],
         "item_embeddings": ["none", "tiny"],
         "seeds": 1,
-        "config": {"epochs": 1},
+        "config": {"epochs": 1, "item_spaces": 20},
     }
     content = go(folder, suite, runner=None)
-    assert [row["error"] for row in content["rows"]] == [None] * 3
+    assert [row["error"] for row in content["rows"]] == [None] * 5
+    spaces = {(r["model"], r["item_embeddings"]): r["item_spaces"] for r in content["rows"]}
+    assert {pair for pair, found in spaces.items() if found is not None} == {
+        ("SASRec", "tiny"),
+        ("DIMO", "tiny"),
+    }
+    assert len(spaces["DIMO", "tiny"]["points"]) == 40
     assert all(row["peak_mb"] > 0 for row in content["rows"])
     sessions = content["dataset"]["counts"]["sessions_test"]
     for row in content["rows"]:

@@ -108,7 +108,9 @@ def test_one_generator_under_two_names_rarely_differs(shop: Path) -> None:
         dealt = rng.permutation(len(ranks))[:6]
         first, second = ("SASRec", None), ("SASRec", "twin")
         sides = {first: [ranks[i] for i in dealt[:3]], second: [ranks[i] for i in dealt[3:]]}
-        entry = comparisons(sides, {first: 0.0, second: 0.0}, {second: first}, ["NDCG@10"])[-1]
+        entry = comparisons(sides, {first: 0.0, second: 0.0}, {second: first}, metrics=["NDCG@10"])[
+            -1
+        ]
         different += entry["p_holm"] < 0.05
     # At the nominal rate of one in twenty, more than three have a probability below 2%.
     assert different <= 3

@@ -80,7 +80,7 @@ def test_the_best_baseline_is_chosen_on_validation() -> None:
     }
     valid = {("SASRec", None): 0.3, ("GRU4Rec", None): 0.2, ("SASRec", "tpad"): 0.4}
     own = {("SASRec", "tpad"): ("SASRec", None)}
-    found = comparisons(ranks, valid, own, ["HR@10"])
+    found = comparisons(ranks, valid, own, metrics=["HR@10"])
     assert [(c["kind"], c["model"], c["item_embeddings"]) for c in found] == [
         ("best baseline", "GRU4Rec", None),
         ("best baseline", "SASRec", "tpad"),
@@ -94,3 +94,21 @@ def test_the_best_baseline_is_chosen_on_validation() -> None:
     assert found[1]["seeds"] == [2, 2]
     assert found[1]["sessions"] == 100
     assert comparisons({("SASRec", "tpad"): ranks["SASRec", "tpad"]}, valid, {}) == []
+
+
+def test_a_reference_is_compared_with_every_other_row_of_its_model() -> None:
+    rng = np.random.default_rng(4)
+    groups = [("SASRec", name) for name in ("full", "no-text", "no-image")]
+    ranks = {group: [rng.integers(1, 30, 80) for _ in range(2)] for group in groups}
+    valid = dict.fromkeys(groups, 0.1)
+    others = dict.fromkeys(groups[1:], groups[0])
+    found = comparisons(ranks, valid, {}, others, metrics=["HR@10"])
+    assert [(c["kind"], c["item_embeddings"]) for c in found] == [
+        ("reference", "no-text"),
+        ("reference", "no-image"),
+    ]
+    hits = {group: np.mean([r <= 10 for r in rows]) for group, rows in ranks.items()}
+    for entry, group in zip(found, groups[1:], strict=True):
+        assert entry["against"] == {"model": "SASRec", "item_embeddings": "full"}
+        assert entry["difference"] == pytest.approx(hits[group] - hits[groups[0]])
+    assert max(c["p_holm"] / c["p"] for c in found) == pytest.approx(2, rel=0.5)

@@ -28,7 +28,7 @@ def test_presets_are_readable(name: str) -> None:
 
 
 def test_presets_are_those_the_docs_name() -> None:
-    suites = {"cold-start", "demo", "efficiency", "paper", "sanity", "small"}
+    suites = {"ablation", "cold-start", "demo", "efficiency", "paper", "sanity", "small"}
     assert set(preset_names("evaluation")) == suites
 
 
@@ -158,6 +158,11 @@ def test_a_yaml_file(tmp_path: Path) -> None:
             "Did you mean 'SASRec'?",
         ),
         ({"models": ["A"], "variants": {"x": {"config": {"topk": [3]}}}}, "different protocols"),
+        (
+            {"models": ["A"], "item_embeddings": ["none", "full"], "reference": "ful"},
+            "must be one of its item_embeddings (full), not 'ful'. Did you mean 'full'?",
+        ),
+        ({"models": ["A"], "reference": "none"}, "(there are none), not 'none'"),
         ({"models": ["A"], "generators": {"x": {"seed": 3}}}, "must name its 'generator'"),
     ],
 )

@@ -134,6 +134,19 @@ def test_variants_are_compared_with_the_plain_model(folder: DatasetFolder) -> No
     assert {(c["model"], c["against"]["model"]) for c in found} == {("A, wide", "A")}
 
 
+def test_rows_are_compared_with_the_reference(folder: DatasetFolder) -> None:
+    suite = {"models": ["A", "B"], "item_embeddings": ["none", "tiny", "other"], "seeds": 2}
+    content = go(folder, {**suite, "reference": "tiny"})
+    assert content["reference"] == "tiny"
+    found = [c for c in content["comparisons"] if c["kind"] == "reference"]
+    assert {(c["model"], c["item_embeddings"], c["against"]["model"]) for c in found} == {
+        ("A", "other", "A"),
+        ("B", "other", "B"),
+    }
+    assert {c["against"]["item_embeddings"] for c in found} == {"tiny"}
+    assert not [c for c in go(folder, suite)["comparisons"] if c["kind"] == "reference"]
+
+
 def test_metrics_by_frequency_and_csv(folder: DatasetFolder) -> None:
     suite = {"models": ["A"], "item_embeddings": ["none", "tiny"], "seeds": 2}
     content = go(folder, suite)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
-from recbole_tpad.report.charts import MAX_POINTS, Line, Mark, bar_chart, line_chart, thinned
+from recbole_tpad.report.charts import (
+    MAX_POINTS,
+    Line,
+    Mark,
+    Point,
+    bar_chart,
+    cost_chart,
+    line_chart,
+    thinned,
+)
 from recbole_tpad.report.markup import Html, tag
-from recbole_tpad.report.scale import Scale, fitted, tick_text
+from recbole_tpad.report.scale import Scale, fitted, log_ticks, tick_text
 
 
 def test_markup_escapes_text_and_keeps_markup() -> None:
@@ -67,3 +77,21 @@ def test_bars_start_at_zero() -> None:
     assert 'x="104"' in chart
     assert "b: 0.0000" in chart
     assert "No values" in bar_chart("t", [("m", [])], x_label="HR")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.4), (-1.0, 2.0), (0.0, 6.0), (-9.0, 9.0)])
+def test_ticks_of_a_logarithmic_axis(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 1 <= len(ticks) <= 6
+    assert ticks == sorted(set(ticks))
+    assert all(low <= math.log10(t) <= high for t in ticks)
+
+
+def test_cost_is_on_a_logarithmic_axis() -> None:
+    points = [Point(x, 0.1, "c1", f"{x:g} units") for x in (1.0, 10.0, 100.0)]
+    page = cost_chart("cost", [*points, Point(0.0, 0.5, "c1", "free")], x_label="s", y_label="HR")
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', page)]
+    assert len(places) == 3
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
+    assert "100 units: HR 0.1000, 100 s" in page
+    assert "No values" in cost_chart("cost", [], x_label="s", y_label="HR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,3 +330,56 @@ def test_differences_are_shown_with_their_certainty(content: dict[str, Any], sav
     path = save({**content, "comparisons": [{**entry, "low": None}]})
     with pytest.raises(InputError, match=r"comparisons\[0\]\.low"):
         write_report(path)
+
+
+def test_changes_of_the_reference_are_a_chart(content: dict[str, Any], save: Save) -> None:
+    entry = {
+        "kind": "reference",
+        "targets": "all",
+        "metric": "NDCG@10",
+        "model": "SASRec",
+        "item_embeddings": "no-text",
+        "against": {"model": "SASRec", "item_embeddings": "full"},
+        "difference": -0.02,
+        "low": -0.03,
+        "high": -0.01,
+        "p": 0.001,
+        "p_holm": 0.002,
+        "seeds": [3, 3],
+        "sessions": 874,
+    }
+    unsure = {**entry, "item_embeddings": "no-image", "p_holm": 0.4}
+    page, outline = report(save({**content, "comparisons": [entry, unsure]}))
+    assert "reference" in outline.ids
+    assert "What becomes of full when it is changed" in page
+    assert "SASRec, no-text: -0.0200 ± 0.0100" in page
+    colours = [
+        re.search(rf"dot (c\d)[^>]*><title>SASRec, {n}:", page) for n in ("no-text", "no-image")
+    ]
+    assert [c and c[1] for c in colours] == ["c7", "c8"]
+    assert "reference" not in report(save(content))[1].ids
+
+
+def test_id_space_and_embedding_space(content: dict[str, Any], save: Save) -> None:
+    changed = copy.deepcopy(content)
+    spaces = {"items": 2, "gap": 0.5, "separability": 0.9, "overlap": 0.25, "chance": 0.1}
+    points = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]]
+    rows = [r for r in changed["rows"] if r["item_embeddings"] is not None][:2]
+    for row, gap in zip(rows, (0.5, 0.7), strict=True):
+        row["item_spaces"] = {**spaces, "gap": gap, "points": points}
+    page, outline = report(save(changed))
+    assert "spaces" in outline.ids
+    assert "0.600" in page or ("0.500" in page and "0.700" in page)
+    assert page.count("<title>ID</title>") >= 2
+    assert page.count("<title>ID</title>") == page.count("<title>content</title>")
+    assert "spaces" not in report(save(content))[1].ids
+    rows[0]["item_spaces"]["points"] = [[0.1]]
+    with pytest.raises(InputError, match=r"item_spaces\.points\[0\]. must be two numbers"):
+        write_report(save(changed))
+
+
+def test_accuracy_against_cost(content: dict[str, Any], save: Save) -> None:
+    page, _ = report(save(content))
+    assert "NDCG@10 against seconds a run" in page
+    row = content["rows"][0]
+    assert f"{row['model']}, no item embeddings: NDCG@10" in page
