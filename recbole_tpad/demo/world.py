@@ -135,6 +135,14 @@ class Truth:
         """(N, N) log-odds of j after i from their attributes, without popularity."""
         return np.tensordot(self.weights, self.matches, axes=1)
 
+    def affinity_after(self, item: int) -> Float64:
+        """(N,) a row of `affinity`; for shops whose N×N table would not fit in memory."""
+        row = np.zeros(len(self.item_ids))
+        for weight, driver in zip(self.weights, DRIVERS, strict=True):
+            values = self.attributes[driver]
+            row += weight * (values == self.follows[driver][values[item]])
+        return row
+
     @cached_property
     def position(self) -> dict[str, int]:
         """Index of each item id."""
@@ -194,7 +202,6 @@ def make_sessions(config: ShopConfig, truth: Truth) -> list[MadeSession]:
     spread = config.max_length - config.min_length
     share = (config.mean_length - config.min_length) / spread if spread else 0.0
     lengths = config.min_length + rng.binomial(spread, share, size=config.sessions)
-    odds = np.exp(truth.affinity)
     seen_today: set[str] = set()
     sessions = []
     for k, (day, length) in enumerate(zip(days.tolist(), lengths.tolist(), strict=True)):
@@ -207,7 +214,7 @@ def make_sessions(config: ShopConfig, truth: Truth) -> list[MadeSession]:
         base = truth.popularity * (truth.launch_day <= day)
         items = [_draw(rng, base)]
         while len(items) < length:
-            weight = base * odds[items[-1]]
+            weight = base * np.exp(truth.affinity_after(items[-1]))
             weight[items] = 0.0
             items.append(_draw(rng, weight))
         # From six in the morning, minutes apart: the order is known and the day never ends.
@@ -241,7 +248,7 @@ def oracle_scores(
                 + (f"has the unknown item '{unknown[0]}'." if unknown else "is empty.")
             )
         indices = [truth.position[item] for item in context]
-        scores[row] = log_popularity + truth.affinity[indices[-1]]
+        scores[row] = log_popularity + truth.affinity_after(indices[-1])
         scores[row, indices] = -np.inf
         if days is not None:
             scores[row, truth.launch_day > days[row]] = -np.inf

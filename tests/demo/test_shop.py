@@ -198,3 +198,9 @@ def test_bad_settings_and_contexts_are_refused(tmp_path: Path, truth: Truth) -> 
         oracle_scores(truth, [["B1"]])
     with pytest.raises(InputError, match="Cannot read"):
         load_truth(tmp_path / "truth.json")
+
+
+def test_a_row_of_the_affinities() -> None:
+    truth = make_truth(ShopConfig(items=50, colour_weight=0.7))
+    for item in (0, 17, 49):
+        np.testing.assert_allclose(truth.affinity_after(item), truth.affinity[item])

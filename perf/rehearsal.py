@@ -1,0 +1,135 @@
+"""Every command at the paper's scale, unattended: time and memory of each stage.
+
+Usage: ``python perf/rehearsal.py [--folder FOLDER] [--items 14650] [--users 35598] [--sessions
+90000] [--epochs 2] [--generator tpad-tiny] [--key=value …]``. Makes raw files of Amazon's 2018
+format with a photograph for every item, as many items and sessions as the paper's Sports set, and runs the
+commands that a user would type, each in a process of its own. The towers are small random ones and
+the recommenders stop after few epochs, so the scores say nothing. Progress goes to stderr; the last
+line is JSON with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its largest
+process), the ``disk_mb`` it left, and ``scores`` as a check that there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from recbole_tpad.demo.shop import ShopConfig, make_shop
+
+NAME = "rehearsal"
+SUITE = {
+    "models": ["DIMO", "SASRec", "CoOccurrence"],
+    "item_embeddings": ["none", "towers"],
+    "seeds": 1,
+    "config": {
+        "train_batch_size": 512,
+        "eval_batch_size": 1024,
+        "learning_rate": 0.001,
+        "length_bucketing": True,
+    },
+    "model_config": {"SASRec": {"hidden_size": 64, "inner_size": 256, "n_layers": 2, "n_heads": 2}},
+}
+
+
+def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
+    """Run one command line in a process of its own; return what it took."""
+    print(f"$ recbole-tpad {shlex.join(command)}", file=sys.stderr, flush=True)
+    before, started = disk_mb(folder), time.perf_counter()
+    with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
+        arguments = [sys.executable, "-m", "recbole_tpad", *command]
+        actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), place) for place in (1, 2)]
+        child = os.posix_spawn(sys.executable, arguments, os.environ, file_actions=actions)
+        _, status, used = os.wait4(child, 0)
+    seconds = time.perf_counter() - started
+    if status != 0:
+        raise SystemExit(f"{name} failed; its output:\n{(folder / f'{name}.log').read_text()}")
+    found = {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        # A command's own process; that of the recommenders' processes is in results.json.
+        "peak_mb": round(used.ru_maxrss / 1024),
+        "disk_mb": round(disk_mb(folder) - before, 1),
+    }
+    print(f"  {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def disk_mb(folder: Path) -> float:
+    """Size of all files below a folder."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
+
+
+def main() -> None:
+    """Run every stage, and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="default: a temporary one")
+    parser.add_argument("--items", type=int, default=14_650)
+    parser.add_argument("--users", type=int, default=35_598)
+    parser.add_argument("--sessions", type=int, default=90_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--generator", default="tpad-tiny")
+    args, args.keys = parser.parse_known_args()  # the rest: --key=value of the generator
+    with tempfile.TemporaryDirectory() as temporary:
+        print(json.dumps(rehearse(args.folder or Path(temporary), args)))
+
+
+def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run every command on a made shop in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ShopConfig(items=args.items, users=args.users, sessions=args.sessions)
+    started = time.perf_counter()
+    shop = make_shop(folder / "raw", config)
+    made = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "disk_mb": round(disk_mb(folder), 1),
+    }
+    made["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(f"raw files: {made}", file=sys.stderr, flush=True)
+    suite = folder / "suite.yaml"
+    own = {**SUITE, "config": {**SUITE["config"], "epochs": args.epochs}}
+    suite.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+    data = ["--dataset", NAME, "--data_path", str(folder / "dataset")]
+    raw = ["--reviews", str(shop.reviews), "--meta", str(shop.meta)]
+    commands = {
+        "convert": ["convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
+        "images": ["images", *data, "--from", str(shop.images)],
+        "describe": ["describe", *data],
+        "keywords": ["keywords", *data, "--file", str(shop.keywords)],
+        "embed": ["embed", *data, "--generator", args.generator, "--name", "towers", *args.keys],
+        "verify": ["embeddings", "verify", *data, "--name", "towers"],
+        "evaluate": ["evaluate", *data, "--suite", str(suite), "--output", str(folder / "report")],
+    }
+    stages = {name: stage(name, command, folder) for name, command in commands.items()}
+    results = json.loads((folder / "report" / "results.json").read_text(encoding="utf-8"))
+    stages["embed"]["by_stage"] = {
+        part["name"]: round(part["seconds"], 1)
+        for entry in results["generators"].values()
+        for part in entry["stages"]
+    }
+    stages["evaluate"]["runs"] = {
+        f"{row['model']} + {row['item_embeddings'] or 'none'}": {
+            "seconds": round(row["seconds"], 1),
+            "peak_mb": round(row["peak_mb"]),
+        }
+        for row in results["rows"]
+    }
+    stages["evaluate"]["peak_mb"] = round(max(row["peak_mb"] for row in results["rows"]))
+    scores = {
+        f"{row['model']} + {row['item_embeddings'] or 'none'}": row["metrics"]["HR@10"]
+        for row in results["rows"]
+    }
+    shown = ("items", "sessions", "interactions", "reviews_read")
+    counts = {name: results["dataset"]["counts"][name] for name in shown}
+    return {"counts": counts, "raw files": made, **stages, "scores": scores}
+
+
+if __name__ == "__main__":
+    main()
