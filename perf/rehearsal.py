@@ -5,8 +5,8 @@ Usage: ``python perf/rehearsal.py [--folder FOLDER] [--items 14650] [--users 355
 format with a photograph for every item, as many items and sessions as the paper's Sports set, and
 runs the commands that a user would type, each in a process of its own. The towers are small random
 ones and the recommenders stop after few epochs, so the scores say nothing. Progress goes to stderr;
-the last line is JSON with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its largest
-process), the ``disk_mb`` it left, and ``scores`` as a check that there are any.
+the last line is JSON with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its
+largest process), the ``disk_mb`` it left, and ``scores`` as a check that there are any.
 """
 
 from __future__ import annotations

@@ -140,11 +140,14 @@ def _work(
     if stages.transition is not None:
         pairs = stages.transition.pairs_per_step
         steps += f", transition {stages.transition.loop.steps:,} x {pairs} pairs"
-        work["transition"] = stages.transition.loop.steps * 2 * pairs * mean * per_token
+        # In chunks every item is encoded once more, without gradients, to know the whole batch.
+        own_tokens = per_token + (forward if stages.transition.chunk else 0)
+        work["transition"] = stages.transition.loop.steps * 2 * pairs * mean * own_tokens
     if stages.alignment is not None:
-        own = stages.alignment
-        steps += f", alignment {own.loop.steps:,} x {own.batch_size} items"
-        work["alignment"] = own.loop.steps * own.batch_size * mean * per_token
+        alignment = stages.alignment
+        steps += f", alignment {alignment.loop.steps:,} x {alignment.batch_size} items"
+        tokens_read = alignment.loop.steps * alignment.batch_size * mean
+        work["alignment"] = tokens_read * per_token
     seconds = {name: flops / rate for name, flops in work.items()}
     return [
         f"Prompts: {mean:.0f} tokens with the answer, the longest {longest}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_the_plan_of_the_tiny_preset(folder: DatasetFolder) -> None:
     alone = merge(SMALL, {"no_alignment": True})
     text = "\n".join(plan_embedding(folder.path.parent, NAME, "tpad-tiny", overrides=alone))
     assert "transition" not in text
+
+
+def test_chunks_cost_a_forward_pass(
+    folder: DatasetFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tpad_plan, "_matrix_rate", lambda device, dtype: 1e5)
+
+    def hours(chunk: int) -> float:
+        changes = merge(SMALL, {"transition": {"chunk": chunk}, "knowledge": {"train_base": False}})
+        lines = plan_embedding(folder.path.parent, NAME, "tpad-tiny", overrides=changes)
+        return float(re.findall(r"transition ([\d.]+) h", lines[-1])[0])
+
+    # Frozen weights: two operations a weight forward, two for the gradients through it.
+    assert hours(4) / hours(0) == pytest.approx(1.5, rel=0.1)
 
 
 def test_native_and_plain_generators(folder: DatasetFolder, tmp_path: Path) -> None:
