@@ -13,6 +13,7 @@ from recbole_tpad.report.scale import Scale, fitted, log_ticks, tick_text
 # side by side on a desk's screen.
 WIDTH = 360.0
 MAX_POINTS = 240
+MAX_NAMES = 14  # points with their names beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,29 @@ def cost_chart(label: str, points: Sequence[Point], *, x_label: str, y_label: st
         hover = tag("title", f"{p.title}: {y_label} {p.y:.4f}, {p.x:,.3g} {x_label}")
         across, up = x(math.log10(p.x)), y(p.y)
         parts.append(tag("circle", hover, cx=across, cy=up, r=4.5, class_=f"dot {p.colour}"))
+    if len(kept) <= MAX_NAMES:  # on paper nothing hovers
+        places = [(x(math.log10(p.x)), y(p.y)) for p in kept]
+        parts += _names([p.title.partition(",")[0] for p in kept], places, left, WIDTH - right)
     return _figure(label, height, parts)
+
+
+def _names(
+    names: Sequence[str], places: Sequence[tuple[float, float]], left: float, right: float
+) -> list[Html]:
+    """Names beside their points, on a free side; those without one are left out."""
+    taken = [(a - 5, a + 5, b) for a, b in places]
+    parts = []
+    for name, (across, up) in zip(names, places, strict=True):
+        width = 6.0 * len(name)
+        for start, anchor in ((across + 8, ""), (across - 8 - width, " end")):
+            end = start + width
+            is_free = all(end < a or start > b or abs(up - c) > 11 for a, b, c in taken)
+            if is_free and start > left and end < right:
+                taken.append((start, end, up))
+                at = across - 8 if anchor else start
+                parts.append(tag("text", name, x=at, y=up + 4, class_="tick" + anchor))
+                break
+    return parts
 
 
 def scatter_chart(label: str, points: Iterable[Point]) -> Html:

@@ -39,6 +39,7 @@ RATES = (
     ("shuffled_images", "shuffled images", "c0"),
 )
 CATEGORIES = 7
+MODALITIES = ("visual", "text")
 
 
 def generators_section(entries: Mapping[str, Any]) -> Section | None:
@@ -61,6 +62,7 @@ def _store(entry: Mapping[str, Any]) -> Html:
     body = [facts(pairs)]
     if stages:
         body.append(tag("div", _stage_table(stages), class_="scroll"))
+        body += _modality_tables(stages)
     charts = [chart for stage in stages for chart in _stage_charts(stage)]
     rate = entry.get("generation_rate")
     if isinstance(rate, Mapping):
@@ -89,7 +91,8 @@ def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Html:
     rows = []
     for stage in stages:
         summary = stage.get("summary") or {}
-        words = "; ".join(f"{_words(key)} {_short(value)}" for key, value in summary.items())
+        plain = {k: v for k, v in summary.items() if _by_modality(k) is None}
+        words = "; ".join(f"{_words(key)} {_short(value)}" for key, value in plain.items())
         seconds = f"{stage['seconds']:,.1f}" if _is_number(stage.get("seconds")) else "unknown"
         rows.append(
             tag(
@@ -100,6 +103,44 @@ def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Html:
             )
         )
     return tag("table", head, tag("tbody", rows))
+
+
+def _modality_tables(stages: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """What stages say of each modality: a row a quantity, a column a modality."""
+    found = []
+    for stage in stages:
+        values: dict[str, dict[str, Any]] = {}
+        for key, value in (stage.get("summary") or {}).items():
+            place = _by_modality(key)
+            if place is not None:
+                values.setdefault(place[0], {})[place[1]] = value
+        if not values:
+            continue
+        columns = [m for m in MODALITIES if any(m in row for row in values.values())]
+        head = tag(
+            "thead",
+            tag(
+                "tr",
+                [tag("th", t, class_="name") for t in (_stage_name(stage),)],
+                [tag("th", column) for column in columns],
+            ),
+        )
+        rows = [
+            tag(
+                "tr",
+                tag("td", _words(name), class_="name"),
+                [tag("td", _short(row[c]) if c in row else "") for c in columns],
+            )
+            for name, row in values.items()
+        ]
+        found.append(tag("div", tag("table", head, tag("tbody", rows)), class_="scroll"))
+    return found
+
+
+def _by_modality(key: str) -> tuple[str, str] | None:
+    """The quantity and the modality that a summary's key names, if it names one."""
+    name, _, last = key.rpartition("_")
+    return (name, last) if name and last in MODALITIES else None
 
 
 def _stage_charts(stage: Mapping[str, Any]) -> list[Html]:

@@ -47,7 +47,7 @@ def spaces_section(groups: Sequence[Group]) -> Section | None:
             )
         )
         title = f"{group.model}, {group.item_embeddings}"
-        charts.append(figure(title, scatter_chart(title, _points(spaces[0])), wide=True))
+        charts.append(figure(title, scatter_chart(title, _points(spaces[0]))))
     body: list[Html] = [
         caption(
             "The vector a trained model has for an item's ID beside the one it makes of its "

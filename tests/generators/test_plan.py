@@ -44,9 +44,7 @@ def test_the_plan_of_the_tiny_preset(folder: DatasetFolder) -> None:
     assert "transition" not in text
 
 
-def test_chunks_cost_a_forward_pass(
-    folder: DatasetFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_cost_a_forward_pass(folder: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpad_plan, "_matrix_rate", lambda device, dtype: 1e5)
 
     def hours(chunk: int) -> float:
