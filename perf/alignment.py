@@ -105,7 +105,7 @@ class Study:
         self.cold = np.zeros(len(self.items), dtype=bool)
         self.cold[order[: round(COLD_SHARE * len(self.items))]] = True
         self.inputs = self.backbone.inputs(self.items, torch.device("cpu"))
-        self.inputs.freeze()
+        self.is_frozen = False
         self._start = copy.deepcopy(self.backbone.state_dict())
 
     def restart(self, seed: int) -> None:
@@ -185,6 +185,10 @@ class Study:
 
     def vectors(self, feature: str, seed: int) -> torch.Tensor:
         """(N, width) vectors of a feature."""
+        if not self.is_frozen and feature not in ("random", "token_mean", "tfidf"):
+            # Once, for all features and seeds; nothing for a table that is printed again.
+            self.inputs.freeze()
+            self.is_frozen = True
         if feature == "random":
             generator = torch.Generator().manual_seed(seed)
             return torch.randn(len(self.items), self.backbone.widths["text"], generator=generator)
