@@ -38,12 +38,22 @@ def _shuffled(values: Mapping[str, Any], where: str) -> Generator:
     return ShuffledGenerator(from_mapping(ShuffledSettings, values, where))
 
 
+def _colour_histogram(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.colour_histogram import (
+        ColourHistogramGenerator,
+        ColourHistogramSettings,
+    )
+
+    return ColourHistogramGenerator(from_mapping(ColourHistogramSettings, values, where))
+
+
 # Imported when asked for: tfidf must not pay for loading transformers.
 GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "tpad": _tpad,
     "tfidf": _tfidf,
     "random": _random,
     "shuffled": _shuffled,
+    "colour_histogram": _colour_histogram,
 }
 
 
