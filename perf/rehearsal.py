@@ -4,9 +4,10 @@ Usage: ``python perf/rehearsal.py [--folder FOLDER] [--items 14650] [--users 355
 90000] [--epochs 2] [--generator tpad-tiny] [--key=value …]``. Makes raw files of Amazon's 2018
 format with a photograph for every item, as many items and sessions as the paper's Sports set, and
 runs the commands that a user would type, each in a process of its own. The towers are small random
-ones and the recommenders stop after few epochs, so the scores say nothing. Progress goes to stderr;
-the last line is JSON with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its
-largest process), the ``disk_mb`` it left, and ``scores`` as a check that there are any.
+ones and the recommenders stop after few epochs, so the scores say nothing. With ``--folder`` a run
+that was stopped goes on after its last whole stage. Progress goes to stderr; the last line is JSON
+with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its largest process), the
+``disk_mb`` it left, and ``scores`` as a check that there are any.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recbole_tpad.demo.shop import ShopConfig, make_shop
+from recbole_tpad.demo.shop import ShopConfig, make_shop, shop_files
+from recbole_tpad.files import write_json
 
 NAME = "rehearsal"
 SUITE = {
@@ -39,6 +43,33 @@ SUITE = {
 }
 
 
+class Record:
+    """What each stage took, in a file, so that a stopped rehearsal goes on where it was.
+
+    Args:
+        path: of the file.
+        arguments: of the rehearsal; a record of others is not used.
+    """
+
+    def __init__(self, path: Path, arguments: dict[str, Any]) -> None:
+        self._path = path
+        self._found: dict[str, Any] = {"arguments": arguments}
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["arguments"] != arguments:
+                raise SystemExit(f"{path} is of other arguments: {found['arguments']}")
+            self._found = found
+
+    def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of a stage, which runs only where there are none."""
+        if name not in self._found:
+            self._found[name] = run()
+            write_json(self._path, self._found)
+        print(f"{name}: {self._found[name]}", file=sys.stderr, flush=True)
+        taken: dict[str, Any] = self._found[name]
+        return taken
+
+
 def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
     """Run one command line in a process of its own; return what it took."""
     print(f"$ recbole-tpad {shlex.join(command)}", file=sys.stderr, flush=True)
@@ -51,15 +82,26 @@ def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if status != 0:
         raise SystemExit(f"{name} failed; its output:\n{(folder / f'{name}.log').read_text()}")
-    found = {
+    return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         # A command's own process; that of the recommenders' processes is in results.json.
         "peak_mb": round(used.ru_maxrss / 1024),
         "disk_mb": round(disk_mb(folder) - before, 1),
     }
-    print(f"  {found}", file=sys.stderr, flush=True)
-    return found
+
+
+def raw_files(folder: Path, config: ShopConfig) -> dict[str, Any]:
+    """Draw the shop; return what it took."""
+    started = time.perf_counter()
+    make_shop(folder / "raw", config)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_mb": round(used.ru_maxrss / 1024),
+        "disk_mb": round(disk_mb(folder / "raw"), 1),
+    }
 
 
 def disk_mb(folder: Path) -> float:
@@ -85,14 +127,9 @@ def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run every command on a made shop in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = ShopConfig(items=args.items, users=args.users, sessions=args.sessions)
-    started = time.perf_counter()
-    shop = make_shop(folder / "raw", config)
-    made = {
-        "seconds": round(time.perf_counter() - started, 1),
-        "disk_mb": round(disk_mb(folder), 1),
-    }
-    made["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(f"raw files: {made}", file=sys.stderr, flush=True)
+    record = Record(folder / "rehearsal.json", vars(args) | {"folder": None})
+    made = record.once("raw files", lambda: raw_files(folder, config))
+    shop = shop_files(folder / "raw")
     suite = folder / "suite.yaml"
     own = {**SUITE, "config": {**SUITE["config"], "epochs": args.epochs}}
     suite.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
@@ -107,7 +144,10 @@ def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "verify": ["embeddings", "verify", *data, "--name", "towers"],
         "evaluate": ["evaluate", *data, "--suite", str(suite), "--output", str(folder / "report")],
     }
-    stages = {name: stage(name, command, folder) for name, command in commands.items()}
+    stages = {
+        name: record.once(name, partial(stage, name, command, folder))
+        for name, command in commands.items()
+    }
     results = json.loads((folder / "report" / "results.json").read_text(encoding="utf-8"))
     stages["embed"]["by_stage"] = {
         part["name"]: round(part["seconds"], 1)
