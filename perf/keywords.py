@@ -5,10 +5,11 @@ Usage: ``python perf/keywords.py [--items 10000] [--delay 0.05] [--concurrency 3
 An endpoint in a process of its own answers every request after the delay; the annotator `openai`
 asks it about movie posters, repeated with other titles, so that every item is a question of its
 own. `metadata` runs on Amazon's Scientific items, repeated. Progress goes to stderr; the last line
-is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency; with ``--processes``
-that send, beside one process's in ``over_ideal_one_process``, a fifth as many requests),
-``over_client`` (seconds a request over those of a bare loop around the official client's
-``chat.completions.create``, as many: what a busy machine leaves to judge),
+is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency, with so many
+``--processes`` that send, their start included; ``over_ideal_one_process`` with one, on a fifth of
+the requests), ``over_client`` (seconds a request over those of a bare loop around the official
+client's ``chat.completions.create``; ``one_over_client`` with one process, which is what a busy
+machine leaves to judge),
 ``mean_in_flight`` and ``most_in_flight`` (requests at the endpoint, of `concurrency`), ``cpu_ms``
 (of the asking processes, a request, all of them), and ``metadata_items_per_second``.
 """
@@ -110,16 +111,16 @@ def ask(
                 for number in (processes, 1)
             )
             one.annotate(items[:concurrency])  # imports, dictionaries
-            used = seconds = bare = alone = 0.0
-            count = len(items) - concurrency
-            for part in range(PARTS):  # all in turns, since the machine's load changes
-                mine = items[concurrency + part :: PARTS]
-                before, started = cpu_seconds(), time.perf_counter()
-                outcome = several.annotate(mine)
-                seconds += time.perf_counter() - started
-                used += cpu_seconds() - before
-                assert [answer.status for answer in outcome.answers] == ["ok"] * len(mine)
-                some = mine[: len(mine) // PARTS]
+            mine = items[concurrency:]
+            count = len(mine)
+            before, started = cpu_seconds(), time.perf_counter()
+            outcome = several.annotate(mine)  # one run, its processes' start included
+            seconds = time.perf_counter() - started
+            used = cpu_seconds() - before
+            assert [answer.status for answer in outcome.answers] == ["ok"] * count
+            bare = alone = 0.0
+            for part in range(PARTS):  # in turns, since the machine's load changes
+                some = mine[part :: PARTS * PARTS]
                 bare += asyncio.run(bare_client(some, url, concurrency)) / PARTS
                 fresh = [replace(item, title=f"{item.title} again") for item in some]
                 started = time.perf_counter()
@@ -135,6 +136,7 @@ def ask(
         "over_ideal": seconds / (count * delay / concurrency),
         "over_ideal_one_process": alone / (delay / concurrency),
         "over_client": seconds / count / bare,
+        "one_over_client": alone / bare,
         "mean_in_flight": count * delay / seconds,
         "most_in_flight": most,
         "cpu_ms": 1000 * used / count,
@@ -155,9 +157,8 @@ async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
         for item in items
         for data in [shown[item.image]]
     )
-    client = openai.AsyncOpenAI(api_key="any", base_url=url)
 
-    async def work() -> None:
+    async def work(client: openai.AsyncOpenAI) -> None:
         for content in bodies:
             done = await client.chat.completions.create(
                 model="seer",
@@ -168,7 +169,8 @@ async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
             json.loads(done.choices[0].message.content)
 
     started = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    async with openai.AsyncOpenAI(api_key="any", base_url=url) as client:
+        await asyncio.gather(*(work(client) for _ in range(concurrency)))
     return (time.perf_counter() - started) / len(items)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shlex
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recbole_tpad.demo.shop import ShopConfig, make_shop, shop_files
+from recbole_tpad.demo.shop import shop_files
 from recbole_tpad.files import write_json
 
 NAME = "rehearsal"
@@ -70,14 +69,14 @@ class Record:
         return taken
 
 
-def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
-    """Run one command line in a process of its own; return what it took."""
-    print(f"$ recbole-tpad {shlex.join(command)}", file=sys.stderr, flush=True)
+def stage(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    """Run Python with these arguments in a process of its own; return what it took."""
+    print(f"$ python {shlex.join(arguments)}", file=sys.stderr, flush=True)
     before, started = disk_mb(folder), time.perf_counter()
     with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
-        arguments = [sys.executable, "-m", "recbole_tpad", *command]
         actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), place) for place in (1, 2)]
-        child = os.posix_spawn(sys.executable, arguments, os.environ, file_actions=actions)
+        command = [sys.executable, *arguments]
+        child = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         _, status, used = os.wait4(child, 0)
     seconds = time.perf_counter() - started
     if status != 0:
@@ -85,22 +84,10 @@ def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        # A command's own process; that of the recommenders' processes is in results.json.
+        # Of a command's own process, and never less than this small one's: Linux counts the memory
+        # before exec, too. That of the recommenders' processes is in results.json.
         "peak_mb": round(used.ru_maxrss / 1024),
         "disk_mb": round(disk_mb(folder) - before, 1),
-    }
-
-
-def raw_files(folder: Path, config: ShopConfig) -> dict[str, Any]:
-    """Draw the shop; return what it took."""
-    started = time.perf_counter()
-    make_shop(folder / "raw", config)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_mb": round(used.ru_maxrss / 1024),
-        "disk_mb": round(disk_mb(folder / "raw"), 1),
     }
 
 
@@ -126,23 +113,45 @@ def main() -> None:
 def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run every command on a made shop in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = ShopConfig(items=args.items, users=args.users, sessions=args.sessions)
     record = Record(folder / "rehearsal.json", vars(args) | {"folder": None})
-    made = record.once("raw files", lambda: raw_files(folder, config))
+    size = {name: getattr(args, name) for name in ("items", "users", "sessions")}
+    draw = (
+        "from pathlib import Path; from recbole_tpad.demo.shop import make_shop; "
+        f"make_shop(Path({str(folder / 'raw')!r}), **{size})"
+    )
     shop = shop_files(folder / "raw")
     suite = folder / "suite.yaml"
     own = {**SUITE, "config": {**SUITE["config"], "epochs": args.epochs}}
     suite.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
     data = ["--dataset", NAME, "--data_path", str(folder / "dataset")]
     raw = ["--reviews", str(shop.reviews), "--meta", str(shop.meta)]
+    tool = ["-m", "recbole_tpad"]
     commands = {
-        "convert": ["convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
-        "images": ["images", *data, "--from", str(shop.images)],
-        "describe": ["describe", *data],
-        "keywords": ["keywords", *data, "--file", str(shop.keywords)],
-        "embed": ["embed", *data, "--generator", args.generator, "--name", "towers", *args.keys],
-        "verify": ["embeddings", "verify", *data, "--name", "towers"],
-        "evaluate": ["evaluate", *data, "--suite", str(suite), "--output", str(folder / "report")],
+        "raw files": ["-c", draw],
+        "convert": [*tool, "convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
+        "images": [*tool, "images", *data, "--from", str(shop.images)],
+        "describe": [*tool, "describe", *data],
+        "keywords": [*tool, "keywords", *data, "--file", str(shop.keywords)],
+        "embed": [
+            *tool,
+            "embed",
+            *data,
+            "--generator",
+            args.generator,
+            "--name",
+            "towers",
+            *args.keys,
+        ],
+        "verify": [*tool, "embeddings", "verify", *data, "--name", "towers"],
+        "evaluate": [
+            *tool,
+            "evaluate",
+            *data,
+            "--suite",
+            str(suite),
+            "--output",
+            str(folder / "report"),
+        ],
     }
     stages = {
         name: record.once(name, partial(stage, name, command, folder))
@@ -168,7 +177,7 @@ def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     shown = ("items", "sessions", "interactions", "reviews_read")
     counts = {name: results["dataset"]["counts"][name] for name in shown}
-    return {"counts": counts, "raw files": made, **stages, "scores": scores}
+    return {"counts": counts, **stages, "scores": scores}
 
 
 if __name__ == "__main__":

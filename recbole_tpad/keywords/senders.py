@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -118,8 +119,11 @@ class Senders:
             assert sender.process.stdin is not None
             sender.process.stdin.close()
         for sender in self._senders:
+            assert sender.process.stdin is not None
             if sender.listening is not None:
                 await sender.listening
+            with suppress(OSError):  # it was killed
+                await sender.process.stdin.wait_closed()
         await self._check.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -70,7 +71,11 @@ def mine(before: list[int]) -> list[int]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 
 
-def test_answers_and_troubles_come_through(tmp_path: Path, server: ChatServer) -> None:
+def test_answers_and_troubles_come_through(
+    tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_over: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", left_over.append)
     shop = write_shop(tmp_path)
     server.slow = 0.05
     server.key = KEY
@@ -91,6 +96,8 @@ def test_answers_and_troubles_come_through(tmp_path: Path, server: ChatServer) -
     usage = report.usage
     assert usage is not None
     assert usage.prompt_tokens == 100 * (len(server.answered) + 2)  # Chinese and prose, too
+    gc.collect()
+    assert not left_over  # such as pipes that outlive their event loop
 
 
 def test_a_wrong_model_and_no_key_end_at_once(
