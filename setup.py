@@ -58,7 +58,7 @@ class BuildWithPresets(build_py):
         return [*super().get_source_files(), *(source for source, _ in self._presets())]
 
 
-OPENAI = ["openai[aiohttp]>=3,<4"]
+OPENAI = ["openai[aiohttp]>=3,<4", "uvloop>=0.21"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "hyperopt>=0.2.7", *OPENAI]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 

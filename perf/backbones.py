@@ -12,9 +12,17 @@ measured in turns in one run. Last line: JSON with
   loop's; encoding each image once, before, is not in it (`once_items_per_s`);
 - wait_share: share of our steps spent on making batches;
 - vision_over_language: operations of one image over those of one item's training step, counted;
-- items_per_s and plain_items_per_s: the rates behind the ratios.
+- items_per_s and plain_items_per_s: the rates behind the ratios;
 
-    python perf/backbones.py
+and on a GPU (`--large 7b`; `--large tiny` is the same code on any machine) of stage 1 with
+Llama-2-7B's shapes, random bfloat16 weights, LoRA, prompts of 160 tokens, kept vision features:
+
+- mfu: 4 operations a parameter and token (the frozen weights take no gradient; recomputation does
+  not count), the output head's on answer tokens only, over 989 TFLOP/s (an H100's bfloat16);
+- gemm_share: the same operations over the rate of a large matrix product measured in this run;
+- items_per_s of "7b", and peak_gb, the most memory ever allocated.
+
+    python perf/backbones.py [--large 7b|tiny|none]
 """
 
 from __future__ import annotations
@@ -23,26 +31,31 @@ import argparse
 import json
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.backbones.composed_inputs import ComposedInputs
-from recbole_tpad.backbones.loading import load_composed
-from recbole_tpad.backbones.prompts import IGNORED_LABEL, VISUAL_TOKEN
+from recbole_tpad.backbones.loading import load_composed, load_tokenizer
+from recbole_tpad.backbones.lora import LoraSettings
+from recbole_tpad.backbones.prompts import IGNORED_LABEL, VISUAL_TOKEN, PromptTemplate
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.backbones.sizing import count_step, empty_backbone, vision_flops
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
+from recbole_tpad.backbones.vision_loading import load_image_processor, load_vision
 from recbole_tpad.data import Item
 from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
 from recbole_tpad.stages.loop import LoopSettings, epoch_batches
@@ -60,6 +73,26 @@ SIZES = TinySettings(
     queries=32,
 )
 CPU = torch.device("cpu")
+LENGTH = 160  # tokens of a prompt with its answer, of the large model
+PEAK_FLOPS = 989e12  # H100, bfloat16, dense
+LARGE = {
+    "7b": LlamaConfig(  # Llama-2-7B
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+    ),
+    "tiny": LlamaConfig(
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=4000,
+        max_position_embeddings=512,
+    ),
+}
 
 
 def say(text: str) -> None:
@@ -234,12 +267,103 @@ def over_language(folder: Path, items: list[Item]) -> float:
     return vision_flops(empty) * BATCH / step.flops
 
 
+def large_backbone(folder: Path, config: LlamaConfig, device: torch.device) -> ComposedBackbone:
+    """A composed backbone with a language model of this shape, made where it is used."""
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+    made = ComposedBackbone(
+        load_vision(folder / "vision", dtype=torch.bfloat16),
+        load_image_processor(folder / "vision"),
+        model,
+        load_tokenizer(folder / "language_model"),
+        lora=LoraSettings(),
+        template=PromptTemplate.from_config({}),
+        max_text_tokens=LENGTH,
+    )
+    return made.to(device)
+
+
+def of_length(backbone: ComposedBackbone, items: list[Item]) -> list[Item]:
+    """The items with titles that make prompt and answer `LENGTH` tokens long."""
+
+    def missing(item: Item) -> int:
+        prompt = backbone.prompts.prompt(item)
+        return LENGTH - len(prompt.ids) - len(prompt.answer)
+
+    found = []
+    for item in items:
+        filled = replace(item, title="a")
+        while missing(filled) > 0:
+            filled = replace(filled, title=filled.title + " a")
+        found.append(filled)
+    assert {missing(item) for item in found} == {0}
+    return found
+
+
+def matrix_rate(edge: int, device: torch.device) -> float:
+    """Operations a second of a large bfloat16 matrix product, the best of ten."""
+    left = torch.randn(edge, edge, dtype=torch.bfloat16, device=device)
+    seconds = []
+    for _ in range(11):
+        wait_for(device)
+        started = time.perf_counter()
+        left @ left
+        wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    return float(2 * edge**3 / min(seconds[1:]))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def large(
+    folder: Path, items: list[Item], shape: str, device: torch.device, tokens: int, steps: int
+) -> dict[str, float]:
+    """Stage 1 of a large model: how near it comes to what the device can do."""
+    backbone = large_backbone(folder, LARGE[shape], device)
+    inputs = backbone.inputs(of_length(backbone, items), device)
+    inputs.prepare(train_base=False)
+    ours = OurLoop(backbone, inputs, tokens)
+    ours.run(2)
+    wait_for(device)
+    seconds = clock(ours.run, steps)  # every step waits for its loss
+    head = backbone.language_model.get_output_embeddings().weight.numel()
+    words = backbone.language_model.get_input_embeddings().weight.numel()
+    whole = sum(p.numel() for p in backbone.language_model.parameters())
+    unused = sum(p.numel() for p in backbone.tower_parameters("transition").values())
+    inner = whole - head - words - unused
+    answers = float(inputs.answer_lengths().float().mean())
+    flops = 4 * BATCH * steps * (LENGTH * inner + answers * head)
+    rate = flops / seconds
+    say(f"{shape}: {steps} steps in {seconds:.1f} s, {rate / 1e12:.2f} TFLOP/s")
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "mfu": rate / PEAK_FLOPS,
+        "gemm_share": rate / matrix_rate(8192 if device.type == "cuda" else 512, device),
+        "items_per_s": BATCH * steps / seconds,
+        "peak_gb": peak / 1e9,
+    }
+
+
 def main() -> None:
     """Measure and print."""
+    gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=4, help="turns")
     parser.add_argument("--micro_batch_tokens", type=int, default=900)
+    parser.add_argument("--large", choices=[*LARGE, "none"], default="7b" if gpu else "none")
+    parser.add_argument("--large_tokens", type=int, default=2560, help="tokens at once; memory")
+    parser.add_argument("--large_steps", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
@@ -258,7 +382,12 @@ def main() -> None:
             "images": compare(folder / "model", items, *arguments),
         }
         ratio = over_language(folder / "model", items)
-    result = {
+        big: dict[str, float] = {}
+        if options.large != "none":
+            device = torch.device("cuda") if gpu else CPU
+            shape = (options.large, device, options.large_tokens, options.large_steps)
+            big = large(folder / "model", items, *shape)
+    result: dict[str, Any] = {
         "speedup_vs_plain": {name: round(f["speedup"], 2) for name, f in found.items()},
         "wait_share": round(max(f["wait_share"] for f in found.values()), 4),
         **{
@@ -268,6 +397,9 @@ def main() -> None:
         "vision_over_language": round(ratio, 1),
         "once_items_per_s": round(found["images"]["once_items_per_s"], 1),
     }
+    if big:
+        result["items_per_s"][options.large] = round(big.pop("items_per_s"), 1)
+        result |= {name: float(f"{value:.4g}") for name, value in big.items()}
     print(json.dumps(result))
 
 

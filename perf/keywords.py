@@ -1,14 +1,17 @@
 """How close the keyword annotators come to what the endpoint and the machine allow.
 
-Usage: ``python perf/keywords.py [--items 10000] [--delay 0.05] [--concurrency 32] [--data PATH]``.
+Usage: ``python perf/keywords.py [--items 10000] [--delay 0.05] [--concurrency 32] [--processes 2]
+[--data PATH]``.
 An endpoint in a process of its own answers every request after the delay; the annotator `openai`
 asks it about movie posters, repeated with other titles, so that every item is a question of its
 own. `metadata` runs on Amazon's Scientific items, repeated. Progress goes to stderr; the last line
-is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency), ``over_client``
-(seconds a request over those of a bare loop around the official client's
-``chat.completions.create``, a fifth as many requests: what a busy machine leaves to judge),
+is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency, with so many
+``--processes`` that send, their start included; ``over_ideal_one_process`` with one, on a fifth of
+the requests), ``over_client`` (seconds a request over those of a bare loop around the official
+client's ``chat.completions.create``; ``one_over_client`` with one process, which is what a busy
+machine leaves to judge),
 ``mean_in_flight`` and ``most_in_flight`` (requests at the endpoint, of `concurrency`), ``cpu_ms``
-(of this process, a request), and ``metadata_items_per_second``.
+(of the asking processes, a request, all of them), and ``metadata_items_per_second``.
 """
 
 from __future__ import annotations
@@ -84,7 +87,9 @@ async def serve(delay: float) -> None:
         print(most, flush=True)
 
 
-def ask(items: list[Item], folder: Path, delay: float, concurrency: int) -> dict[str, float]:
+def ask(
+    items: list[Item], folder: Path, delay: float, concurrency: int, processes: int
+) -> dict[str, float]:
     """Ask about every item once; return the figures."""
     command = [sys.executable, __file__, "--serve", str(delay)]
     server = subprocess.Popen(
@@ -95,23 +100,32 @@ def ask(items: list[Item], folder: Path, delay: float, concurrency: int) -> dict
     try:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         os.environ.setdefault("OPENAI_API_KEY", "any")
-        settings = EndpointSettings("seer", base_url=url)
         with AnswerCache(folder / "keywords") as cache:
-            asking = OpenAIAnnotator(
-                folder, cache, settings, patience=Patience(concurrency=concurrency)
+            several, one = (
+                OpenAIAnnotator(
+                    folder,
+                    cache,
+                    EndpointSettings("seer", base_url=url, processes=number),
+                    patience=Patience(concurrency=concurrency),
+                )
+                for number in (processes, 1)
             )
-            asking.annotate(items[:concurrency])  # imports, dictionaries
-            used = seconds = bare = 0.0
-            count = len(items) - concurrency
-            for part in range(PARTS):  # both in turns, since the machine's load changes
-                mine = items[concurrency + part :: PARTS]
-                before, started = cpu_seconds(), time.perf_counter()
-                outcome = asking.annotate(mine)
-                seconds += time.perf_counter() - started
-                used += cpu_seconds() - before
-                some = mine[: len(mine) // PARTS]
+            one.annotate(items[:concurrency])  # imports, dictionaries
+            mine = items[concurrency:]
+            count = len(mine)
+            before, started = cpu_seconds(), time.perf_counter()
+            outcome = several.annotate(mine)  # one run, its processes' start included
+            seconds = time.perf_counter() - started
+            used = cpu_seconds() - before
+            assert [answer.status for answer in outcome.answers] == ["ok"] * count
+            bare = alone = 0.0
+            for part in range(PARTS):  # in turns, since the machine's load changes
+                some = mine[part :: PARTS * PARTS]
                 bare += asyncio.run(bare_client(some, url, concurrency)) / PARTS
-                assert [answer.status for answer in outcome.answers] == ["ok"] * len(mine)
+                fresh = [replace(item, title=f"{item.title} again") for item in some]
+                started = time.perf_counter()
+                one.annotate(fresh)
+                alone += (time.perf_counter() - started) / len(fresh) / PARTS
         server.stdin.write("\n")
         server.stdin.flush()
         most = json.loads(server.stdout.readline())
@@ -120,7 +134,9 @@ def ask(items: list[Item], folder: Path, delay: float, concurrency: int) -> dict
         server.communicate()
     return {
         "over_ideal": seconds / (count * delay / concurrency),
+        "over_ideal_one_process": alone / (delay / concurrency),
         "over_client": seconds / count / bare,
+        "one_over_client": alone / bare,
         "mean_in_flight": count * delay / seconds,
         "most_in_flight": most,
         "cpu_ms": 1000 * used / count,
@@ -141,9 +157,8 @@ async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
         for item in items
         for data in [shown[item.image]]
     )
-    client = openai.AsyncOpenAI(api_key="any", base_url=url)
 
-    async def work() -> None:
+    async def work(client: openai.AsyncOpenAI) -> None:
         for content in bodies:
             done = await client.chat.completions.create(
                 model="seer",
@@ -154,14 +169,15 @@ async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
             json.loads(done.choices[0].message.content)
 
     started = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    async with openai.AsyncOpenAI(api_key="any", base_url=url) as client:
+        await asyncio.gather(*(work(client) for _ in range(concurrency)))
     return (time.perf_counter() - started) / len(items)
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    """CPU time of this process and of its ended ones so far."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
 def questions(folder: DatasetFolder, count: int) -> list[Item]:
@@ -195,6 +211,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--delay", type=float, default=0.05)
     parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--serve", type=float, metavar="DELAY", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve is not None:
@@ -207,7 +224,7 @@ def main() -> None:
         convert_movielens("posters", args.data / "movie_posters", scratch)
         folder = DatasetFolder.open(scratch, "posters")
         items = questions(folder, args.items + args.concurrency)
-        figures = ask(items, folder.path, args.delay, args.concurrency)
+        figures = ask(items, folder.path, args.delay, args.concurrency, args.processes)
     print(", ".join(f"{name} {value:.3f}" for name, value in figures.items()), file=sys.stderr)
     print(json.dumps({**figures, "metadata_items_per_second": speed}))
 

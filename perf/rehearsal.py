@@ -4,9 +4,10 @@ Usage: ``python perf/rehearsal.py [--folder FOLDER] [--items 14650] [--users 355
 90000] [--epochs 2] [--generator tpad-tiny] [--key=value …]``. Makes raw files of Amazon's 2018
 format with a photograph for every item, as many items and sessions as the paper's Sports set, and
 runs the commands that a user would type, each in a process of its own. The towers are small random
-ones and the recommenders stop after few epochs, so the scores say nothing. Progress goes to stderr;
-the last line is JSON with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its
-largest process), the ``disk_mb`` it left, and ``scores`` as a check that there are any.
+ones and the recommenders stop after few epochs, so the scores say nothing. With ``--folder`` a run
+that was stopped goes on after its last whole stage. Progress goes to stderr; the last line is JSON
+with, for each stage, ``seconds``, ``cpu_seconds`` and ``peak_mb`` (of its largest process), the
+``disk_mb`` it left, and ``scores`` as a check that there are any.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recbole_tpad.demo.shop import ShopConfig, make_shop
+from recbole_tpad.demo.shop import shop_files
+from recbole_tpad.files import write_json
 
 NAME = "rehearsal"
 SUITE = {
@@ -39,27 +42,53 @@ SUITE = {
 }
 
 
-def stage(name: str, command: list[str], folder: Path) -> dict[str, Any]:
-    """Run one command line in a process of its own; return what it took."""
-    print(f"$ recbole-tpad {shlex.join(command)}", file=sys.stderr, flush=True)
+class Record:
+    """What each stage took, in a file, so that a stopped rehearsal goes on where it was.
+
+    Args:
+        path: of the file.
+        arguments: of the rehearsal; a record of others is not used.
+    """
+
+    def __init__(self, path: Path, arguments: dict[str, Any]) -> None:
+        self._path = path
+        self._found: dict[str, Any] = {"arguments": arguments}
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["arguments"] != arguments:
+                raise SystemExit(f"{path} is of other arguments: {found['arguments']}")
+            self._found = found
+
+    def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of a stage, which runs only where there are none."""
+        if name not in self._found:
+            self._found[name] = run()
+            write_json(self._path, self._found)
+        print(f"{name}: {self._found[name]}", file=sys.stderr, flush=True)
+        taken: dict[str, Any] = self._found[name]
+        return taken
+
+
+def stage(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    """Run Python with these arguments in a process of its own; return what it took."""
+    print(f"$ python {shlex.join(arguments)}", file=sys.stderr, flush=True)
     before, started = disk_mb(folder), time.perf_counter()
     with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
-        arguments = [sys.executable, "-m", "recbole_tpad", *command]
         actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), place) for place in (1, 2)]
-        child = os.posix_spawn(sys.executable, arguments, os.environ, file_actions=actions)
+        command = [sys.executable, *arguments]
+        child = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         _, status, used = os.wait4(child, 0)
     seconds = time.perf_counter() - started
     if status != 0:
         raise SystemExit(f"{name} failed; its output:\n{(folder / f'{name}.log').read_text()}")
-    found = {
+    return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        # A command's own process; that of the recommenders' processes is in results.json.
+        # Of a command's own process, and never less than this small one's: Linux counts the memory
+        # before exec, too. That of the recommenders' processes is in results.json.
         "peak_mb": round(used.ru_maxrss / 1024),
         "disk_mb": round(disk_mb(folder) - before, 1),
     }
-    print(f"  {found}", file=sys.stderr, flush=True)
-    return found
 
 
 def disk_mb(folder: Path) -> float:
@@ -84,30 +113,50 @@ def main() -> None:
 def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run every command on a made shop in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = ShopConfig(items=args.items, users=args.users, sessions=args.sessions)
-    started = time.perf_counter()
-    shop = make_shop(folder / "raw", config)
-    made = {
-        "seconds": round(time.perf_counter() - started, 1),
-        "disk_mb": round(disk_mb(folder), 1),
-    }
-    made["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(f"raw files: {made}", file=sys.stderr, flush=True)
+    record = Record(folder / "rehearsal.json", vars(args) | {"folder": None})
+    size = {name: getattr(args, name) for name in ("items", "users", "sessions")}
+    draw = (
+        "from pathlib import Path; from recbole_tpad.demo.shop import make_shop; "
+        f"make_shop(Path({str(folder / 'raw')!r}), **{size})"
+    )
+    shop = shop_files(folder / "raw")
     suite = folder / "suite.yaml"
     own = {**SUITE, "config": {**SUITE["config"], "epochs": args.epochs}}
     suite.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
     data = ["--dataset", NAME, "--data_path", str(folder / "dataset")]
     raw = ["--reviews", str(shop.reviews), "--meta", str(shop.meta)]
+    tool = ["-m", "recbole_tpad"]
     commands = {
-        "convert": ["convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
-        "images": ["images", *data, "--from", str(shop.images)],
-        "describe": ["describe", *data],
-        "keywords": ["keywords", *data, "--file", str(shop.keywords)],
-        "embed": ["embed", *data, "--generator", args.generator, "--name", "towers", *args.keys],
-        "verify": ["embeddings", "verify", *data, "--name", "towers"],
-        "evaluate": ["evaluate", *data, "--suite", str(suite), "--output", str(folder / "report")],
+        "raw files": ["-c", draw],
+        "convert": [*tool, "convert", "amazon", *data, *raw, "--sessions", "day", "--overwrite"],
+        "images": [*tool, "images", *data, "--from", str(shop.images)],
+        "describe": [*tool, "describe", *data],
+        "keywords": [*tool, "keywords", *data, "--file", str(shop.keywords)],
+        "embed": [
+            *tool,
+            "embed",
+            *data,
+            "--generator",
+            args.generator,
+            "--name",
+            "towers",
+            *args.keys,
+        ],
+        "verify": [*tool, "embeddings", "verify", *data, "--name", "towers"],
+        "evaluate": [
+            *tool,
+            "evaluate",
+            *data,
+            "--suite",
+            str(suite),
+            "--output",
+            str(folder / "report"),
+        ],
     }
-    stages = {name: stage(name, command, folder) for name, command in commands.items()}
+    stages = {
+        name: record.once(name, partial(stage, name, command, folder))
+        for name, command in commands.items()
+    }
     results = json.loads((folder / "report" / "results.json").read_text(encoding="utf-8"))
     stages["embed"]["by_stage"] = {
         part["name"]: round(part["seconds"], 1)
@@ -128,7 +177,7 @@ def rehearse(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     shown = ("items", "sessions", "interactions", "reviews_read")
     counts = {name: results["dataset"]["counts"][name] for name in shown}
-    return {"counts": counts, "raw files": made, **stages, "scores": scores}
+    return {"counts": counts, **stages, "scores": scores}
 
 
 if __name__ == "__main__":

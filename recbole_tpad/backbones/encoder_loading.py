@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -73,14 +74,53 @@ def load_encoder(settings: BackboneSettings, items: Sequence[Item]) -> EncoderBa
     )
 
 
+def empty_encoder(settings: BackboneSettings, items: Sequence[Item]) -> EncoderBackbone:
+    """An encoder backbone whose encoders have no weights, from configuration and tokenizer alone.
+
+    Raises:
+        InputError: as `load_encoder`.
+    """
+    if not settings.text_encoder:
+        raise InputError("backbone: kind 'encoder' needs text_encoder, a local folder or hub id.")
+    dtype = DTYPES[settings.dtype]
+    folder = resolve(settings.text_encoder, settings.text_encoder_revision, weights=False)
+    image = None
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            text = AutoModel.from_config(config, dtype=dtype)
+        if settings.image_encoder:
+            own = (settings.image_encoder, settings.image_encoder_revision)
+            vision = AutoConfig.from_pretrained(resolve(*own, weights=False))
+            model = _vision_class(vision.model_type)[0]
+            with torch.device("meta"):
+                image = model(getattr(vision, "vision_config", vision)).to(dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"backbone: no configuration of an encoder: {error}") from error
+    return EncoderBackbone(
+        text,
+        tokenizer,
+        items,
+        settings=from_mapping(EncoderSettings, settings.encoder, "backbone.encoder"),
+        template=PromptTemplate.from_config(settings.prompt),
+        max_text_tokens=settings.max_text_tokens,
+        image=image,
+    )
+
+
+def _vision_class(kind: str) -> tuple[Any, Any]:
+    if kind not in _VISION_CLASSES:
+        raise ValueError(f"its model_type is '{kind}', not one of {', '.join(_VISION_CLASSES)}")
+    return _VISION_CLASSES[kind]
+
+
 def _load_image_encoder(
     folder: Path, settings: BackboneSettings
 ) -> tuple[PreTrainedModel, Callable[..., Any]]:
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
-        if kind not in _VISION_CLASSES:
-            raise ValueError(f"its model_type is '{kind}', not one of {', '.join(_VISION_CLASSES)}")
-        model, processor = _VISION_CLASSES[kind]
+        model, processor = _vision_class(kind)
         encoder = model.from_pretrained(folder, dtype=DTYPES[settings.dtype], use_safetensors=True)
         return encoder, processor.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -24,7 +24,8 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "openai": (
         *_ASKING,
         *("base_url", "key_env", "temperature", "concurrency", "retries", "repairs"),
-        *("timeout", "max_wait", "price_input", "price_output", "budget", "dry_run"),
+        *("timeout", "max_wait", "price_input", "price_output", "budget", "processes"),
+        "dry_run",
     ),
     "local": (*_ASKING, "revision", "device", "dtype", "batch_size"),
     "metadata": ("count", "min_items"),
@@ -106,6 +107,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         "concurrency": "requests at a time; default: 16",
         "retries": "further attempts after a passing failure; default: 5",
         "repairs": "further questions after an unusable answer; default: 2",
+        "processes": "that send; more than 1 for endpoints that answer at once; default: 1",
     }
     numbers = {
         "timeout": "seconds for one request; default: 60",
@@ -213,7 +215,7 @@ def _openai(args: argparse.Namespace, folder: DatasetFolder, cache: AnswerCache)
     if (args.price_input is None) != (args.price_output is None):
         raise InputError("Give both prices: --price_input and --price_output.")
     prices = None if args.price_input is None else Prices(args.price_input, args.price_output)
-    names = ("base_url", "key_env", "timeout", "temperature", "max_tokens", "budget")
+    names = ("base_url", "key_env", "timeout", "temperature", "max_tokens", "budget", "processes")
     settings = EndpointSettings(args.model or "", prices=prices, **_given(args, *names))
     patience = Patience(**_given(args, "concurrency", "retries", "repairs", "max_wait"))
     return OpenAIAnnotator(folder.path, cache, settings, patience=patience, **_question(args))

@@ -91,14 +91,7 @@ def make_shop(
     """
     given = {"seed": seed, "items": items, "users": users, "sessions": sessions}
     config = replace(config or ShopConfig(), **{k: v for k, v in given.items() if v is not None})
-    files = ShopFiles(
-        folder=folder,
-        reviews=folder / "reviews.json.gz",
-        meta=folder / "meta.json.gz",
-        images=folder / "images",
-        keywords=folder / "keywords.csv",
-        truth=folder / "truth.json",
-    )
+    files = shop_files(folder)
     try:
         files.images.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,6 +105,18 @@ def make_shop(
     _write_keywords(files.keywords, truth)
     write_json(files.truth, {"config": asdict(config), **truth_to_json(truth)})
     return files
+
+
+def shop_files(folder: Path) -> ShopFiles:
+    """Where `make_shop` writes."""
+    return ShopFiles(
+        folder=folder,
+        reviews=folder / "reviews.json.gz",
+        meta=folder / "meta.json.gz",
+        images=folder / "images",
+        keywords=folder / "keywords.csv",
+        truth=folder / "truth.json",
+    )
 
 
 def load_truth(path: Path) -> Truth:

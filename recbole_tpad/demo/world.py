@@ -144,6 +144,18 @@ class Truth:
         return row
 
     @cached_property
+    def profiles(self) -> tuple[Float64, Int64]:
+        """(P, P) odds of an item of profile q after one of profile p, and (N,) profiles.
+
+        A profile is a combination of the drivers' values. Items of one have the same affinities,
+        and there are far fewer profiles than items of a large shop.
+        """
+        values = np.stack([self.attributes[driver] for driver in DRIVERS])
+        first, profile = np.unique(values, axis=1, return_index=True, return_inverse=True)[1:]
+        rows = np.array([self.affinity_after(item)[first] for item in first])
+        return np.exp(rows), profile.reshape(-1)
+
+    @cached_property
     def position(self) -> dict[str, int]:
         """Index of each item id."""
         return {item_id: index for index, item_id in enumerate(self.item_ids)}
@@ -203,6 +215,7 @@ def make_sessions(config: ShopConfig, truth: Truth) -> list[MadeSession]:
     share = (config.mean_length - config.min_length) / spread if spread else 0.0
     lengths = config.min_length + rng.binomial(spread, share, size=config.sessions)
     seen_today: set[str] = set()
+    odds, profile = truth.profiles
     sessions = []
     for k, (day, length) in enumerate(zip(days.tolist(), lengths.tolist(), strict=True)):
         if k and day != days[k - 1]:
@@ -214,7 +227,7 @@ def make_sessions(config: ShopConfig, truth: Truth) -> list[MadeSession]:
         base = truth.popularity * (truth.launch_day <= day)
         items = [_draw(rng, base)]
         while len(items) < length:
-            weight = base * np.exp(truth.affinity_after(items[-1]))
+            weight = base * odds[profile[items[-1]]][profile]
             weight[items] = 0.0
             items.append(_draw(rng, weight))
         # From six in the morning, minutes apart: the order is known and the day never ends.

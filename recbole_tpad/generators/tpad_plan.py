@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.encoder_loading import empty_encoder
 from recbole_tpad.backbones.native import NativeBackbone
 from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
 from recbole_tpad.backbones.sizing import count_step, empty_backbone, parameter_count, vision_flops
 from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import Item
-from recbole_tpad.errors import InputError
+from recbole_tpad.generators.encoder_plan import encoder_plan
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings
 from recbole_tpad.stages.knowledge import KnowledgeSettings, trained_parameters
@@ -48,7 +49,7 @@ def plan(
     an assumed efficiency.
 
     Raises:
-        InputError: a kind without a plan, or a part that is absent.
+        InputError: a part that is absent.
     """
     if backbone.kind == "tiny":
         with tempfile.TemporaryDirectory() as folder:
@@ -63,8 +64,9 @@ def plan(
                 language_model=str(made / "language_model"),
             )
             return plan(own, stages, items, device)
-    if backbone.kind not in ("composed", "native"):
-        raise InputError(f"There is no plan for backbones of kind '{backbone.kind}'.")
+    if backbone.kind == "encoder":
+        found = encoder_plan(empty_encoder(backbone, items), stages, items, backbone.dtype)
+        return [*found.lines, _steps(stages), _times(found.work, backbone.dtype, device)]
     empty = empty_backbone(backbone)
     lines = _sizes(empty, backbone, stages, items)
     if isinstance(empty, NativeBackbone):
@@ -126,7 +128,6 @@ def _work(
     image = vision_flops(empty)
     shown = sum(i.image is not None for i in items)
     features = shown * empty.vision.shape[0] * empty.vision.shape[1] * 2
-    rate = _matrix_rate(device, DTYPES[backbone.dtype]) * _EFFICIENCY
     if settings.train_base:  # weights' gradients, and the vision encoder in every step
         per_token *= 1.5
     work = {
@@ -136,30 +137,46 @@ def _work(
         * (mean * per_token + (3 * image if settings.train_base else 0)),
         "encoding": len(items) * mean * forward,
     }
-    steps = f"knowledge {settings.loop.steps:,} x {batch} items"
     if stages.transition is not None:
         pairs = stages.transition.pairs_per_step
-        steps += f", transition {stages.transition.loop.steps:,} x {pairs} pairs"
         # In chunks every item is encoded once more, without gradients, to know the whole batch.
         own_tokens = per_token + (forward if stages.transition.chunk else 0)
         work["transition"] = stages.transition.loop.steps * 2 * pairs * mean * own_tokens
     if stages.alignment is not None:
         alignment = stages.alignment
-        steps += f", alignment {alignment.loop.steps:,} x {alignment.batch_size} items"
         tokens_read = alignment.loop.steps * alignment.batch_size * mean
         work["alignment"] = tokens_read * per_token
-    seconds = {name: flops / rate for name, flops in work.items()}
     return [
         f"Prompts: {mean:.0f} tokens with the answer, the longest {longest}",
         f"Activations of stage 1: {step.activation_bytes / _GIGA:.2f} GB "
         f"({side_by_side} x {longest} tokens at once)",
         f"Vision features on disk: {features / _GIGA:.2f} GB",
-        f"Steps: {steps}",
-        f"Expected time on {device.type} (a matrix product runs at {rate / _EFFICIENCY / 1e12:.2f} "
-        f"TFLOP/s there, {_EFFICIENCY:.0%} of it assumed): "
-        + ", ".join(f"{name} {_duration(s)}" for name, s in seconds.items())
-        + f"; {_duration(sum(seconds.values()))} in all",
+        _steps(stages),
+        _times(work, backbone.dtype, device),
     ]
+
+
+def _steps(stages: PlannedStages) -> str:
+    knowledge = stages.knowledge
+    parts = [f"knowledge {knowledge.loop.steps:,} x {knowledge.batch_size} items"]
+    if stages.transition is not None:
+        transition = stages.transition
+        parts.append(f"transition {transition.loop.steps:,} x {transition.pairs_per_step} pairs")
+    if stages.alignment is not None:
+        alignment = stages.alignment
+        parts.append(f"alignment {alignment.loop.steps:,} x {alignment.batch_size} items")
+    return f"Steps: {', '.join(parts)}"
+
+
+def _times(work: Mapping[str, float], dtype: str, device: torch.device) -> str:
+    rate = _matrix_rate(device, DTYPES[dtype])
+    seconds = {name: flops / (rate * _EFFICIENCY) for name, flops in work.items()}
+    return (
+        f"Expected time on {device.type} (a matrix product runs at {rate / 1e12:.2f} TFLOP/s "
+        f"there, {_EFFICIENCY:.0%} of it assumed): "
+        + ", ".join(f"{name} {_duration(s)}" for name, s in seconds.items())
+        + f"; {_duration(sum(seconds.values()))} in all"
+    )
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

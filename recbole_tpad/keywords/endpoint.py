@@ -47,6 +47,8 @@ class EndpointSettings:
         max_tokens: of one answer.
         prices: per million tokens; None: costs are not counted.
         budget: most to spend on this data set's answers, those of earlier runs included.
+        processes: that send requests; more than one only where answers come faster than one
+            process can ask (some hundred a second).
     """
 
     model: str
@@ -57,14 +59,16 @@ class EndpointSettings:
     max_tokens: int = 200
     prices: Prices | None = None
     budget: float | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("The annotator 'openai' needs a model: --model NAME.")
         if not self.timeout > 0:
             raise InputError(f"timeout must be above 0, not {self.timeout}.")
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+        for name in ("max_tokens", "processes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.base_url is not None:
             _check_url(self.base_url)
 

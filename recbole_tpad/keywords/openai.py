@@ -14,6 +14,7 @@ from recbole_tpad.keywords.endpoint import Connection, EndpointSettings
 from recbole_tpad.keywords.pricing import Estimate, Purse, estimate
 from recbole_tpad.keywords.prompt import KeywordPrompt
 from recbole_tpad.keywords.questions import ImageLimits, Question, QuestionMaker, Round
+from recbole_tpad.keywords.senders import Senders
 
 
 class OpenAIAnnotator:
@@ -111,7 +112,8 @@ class OpenAIAnnotator:
         return round_.outcome
 
     async def _run(self, items: Sequence[Item], round_: Round) -> None:
-        connection = Connection(self._settings, self._prompt)
+        kind = Senders if self._settings.processes > 1 else Connection
+        connection = kind(self._settings, self._prompt)
         try:
             dispatcher = Dispatcher(
                 connection.ask, self._maker, self._prompt, round_, self._purse, self._patience
