@@ -99,10 +99,13 @@ class SessionConfig(Config):  # type: ignore[misc]
 
     def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}  # where a key was last set
         for file in file_list or []:
             path = Path(file)
             read_yaml(path)  # its errors name the file and the line
-            found.update(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {})
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+            found.update(content)
+            self._files.update(dict.fromkeys(content, path))
         return found
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
@@ -148,10 +151,12 @@ class SessionConfig(Config):  # type: ignore[misc]
         if loss == "CE" and "train_neg_sample_args" not in external:
             internal["train_neg_sample_args"] = None
         self.data_set_is_ours = (folder / "split.json").is_file()
-        _check_keys(external, {*internal, *_keys_read(model_class)})
+        _check_keys(external, {*internal, *_keys_read(model_class)}, self._files)
         recboles = read_yaml(recbole_folder() / "properties" / "overall.yaml")
         _check_types(external, {**overall, **ours})
         _check_numbers(external, {**recboles, **theirs})
+        _check_ranges(external, model_class)
+        _check_embeddings(external)
         _check_evaluation(external, self.data_set_is_ours)
 
     def _init_device(self) -> None:
@@ -251,11 +256,12 @@ def _keys_read(found: Any) -> set[str]:
     return keys
 
 
-def _check_keys(external: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(external: Mapping[str, Any], known: set[str], files: Mapping[str, Path]) -> None:
     for key in external:
         if key not in known:
+            where = f" in {files[key]}" if key in files else ""
             raise InputError(
-                f"Unknown configuration key '{key}'.{nearest(str(key), sorted(known))} "
+                f"Unknown configuration key '{key}'{where}.{nearest(str(key), sorted(known))} "
                 "Keys are RecBole's, the model's, and those of properties/overall.yaml."
             )
 
@@ -282,6 +288,71 @@ def _check_numbers(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
             continue
         if not fits:
             raise InputError(f"{key}={value!r} must be a {kind} (default: {default!r}).")
+
+
+_AT_LEAST = {
+    "train_batch_size": 1,
+    "eval_batch_size": 1,
+    "epochs": 1,
+    "eval_step": 0,
+    "stopping_step": 0,
+    "rank_memory_mb": 1,
+    "MAX_ITEM_LIST_LENGTH": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+}
+_LOSSES = ("CE", "BPR")  # those RecBole's sequential models can be given batches for
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+
+
+def _check_ranges(external: Mapping[str, Any], found: Any) -> None:
+    """Refuse what torch would refuse later without naming the key, or RecBole would replace."""
+    for key, least in _AT_LEAST.items():
+        value = external.get(key)
+        if isinstance(value, (int, float)) and not value >= least:
+            raise InputError(f"{key}={value!r} must be at least {least}.")
+    seed = external.get("seed", 0)
+    if isinstance(seed, float):
+        raise InputError(f"seed={seed!r} must be a whole number.")
+    loss = external.get("loss_type", "CE")
+    if loss not in _LOSSES and not _is_own(found):
+        raise InputError(f"loss_type={loss!r} is unknown. Known: {', '.join(_LOSSES)}.")
+    learner = str(external.get("learner", "adam"))
+    if learner.lower() not in _LEARNERS:
+        raise InputError(
+            f"learner='{learner}' is unknown, and RecBole would train with adam."
+            f"{nearest(learner, _LEARNERS)} Known: {', '.join(_LEARNERS)}."
+        )
+
+
+# Keys that say how item embeddings are used.
+_OF_EMBEDDINGS = (
+    "item_embeddings_modalities",
+    "item_embeddings_fusion",
+    "item_embeddings_scale",
+    "adapter",
+    "adapter_hidden_size",
+    "adapter_experts",
+    "id_dropout",
+)
+
+
+def _check_embeddings(external: Mapping[str, Any]) -> None:
+    """Refuse keys of item embeddings where nothing says whether there are any.
+
+    A suite gives such keys to rows without embeddings too, and says so: ``item_embeddings: ~``.
+    """
+    given = [key for key in _OF_EMBEDDINGS if external.get(key) is not None]
+    if given and "item_embeddings" not in external:
+        raise InputError(
+            f"{', '.join(given)} would be ignored without item_embeddings. Name a store with "
+            "item_embeddings, or set item_embeddings: ~ to say that there is none."
+        )
+
+
+def _is_own(found: Any) -> bool:
+    """Whether a model is the user's own class."""
+    return not found.__module__.startswith(("recbole.model.", "recbole_tpad."))
 
 
 _SUB_KEYS = {

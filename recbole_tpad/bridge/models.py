@@ -93,11 +93,22 @@ def model_class(name: str) -> Any:
 
 
 def build_model(config: Any, train: Any) -> Any:
-    """Build the configured model on RecBole's training data set, with its item embeddings."""
+    """Build the configured model on RecBole's training data set, with its item embeddings.
+
+    Raises:
+        InputError: one of RecBole's models refuses its keys; item embeddings are refused.
+    """
     from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
     from recbole_tpad.recommenders.score_adjustments import attach_score_adjustments
 
-    model = config.model_class(config, train).to(config["device"])
+    try:
+        model = config.model_class(config, train).to(config["device"])
+    except (NotImplementedError, ValueError, KeyError, AssertionError) as error:
+        if isinstance(error, InputError) or not config.model_class.__module__.startswith(
+            "recbole."
+        ):
+            raise
+        raise InputError(f"{config['model']} refuses its configuration: {error!r}") from error
     if not getattr(config.model_class, "takes_item_embeddings", False):
         attach_item_embeddings(model, config, train)
     attach_score_adjustments(model, config, train)
