@@ -71,6 +71,11 @@ def model_class(name: str) -> Any:
     if name in OUR_MODELS:
         return getattr(importlib.import_module(OUR_MODELS[name]), name)
     known = known_models()
+    if name == "KSR":
+        raise InputError(
+            "KSR does not run in RecBole 1.2.1 either: its code multiplies 32-bit by 64-bit "
+            "numbers, which torch refuses. Use GRU4RecKG, or SASRec with item_embeddings."
+        )
     if name in general_models():
         instead = _GENERAL.get(name, "CoOccurrence or Popularity")
         raise InputError(
