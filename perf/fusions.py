@@ -5,8 +5,8 @@ Usage: ``python perf/fusions.py --data_path dataset --dataset scientific --outpu
 converted folder with the stores named. A row is ``none``, or a fusion for every store, with
 ``:NUMBER`` for ``item_embeddings_scale``. Every training is one line of the output file, which a
 further call goes on with. Progress goes to stderr; the last line is JSON: for each row mean and
-deviation of the test part's NDCG@10 and HR@10 (``ndcg``, ``ndcg_std``, ``hr``, ``hr_std``), the same
-with the embedding kernel added to the trained model's scores (``kernel_…``), ``seeds``, and
+deviation of the test part's NDCG@10 and HR@10 (``ndcg``, ``ndcg_std``, ``hr``, ``hr_std``), the
+same with the embedding kernel added to the trained model's scores (``kernel_…``), ``seeds``, and
 ``ndcg_ratio``, the mean over that of ``none``.
 """
 
