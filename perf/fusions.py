@@ -35,12 +35,12 @@ KEYS: dict[str, Any] = {
     "inner_size": 256,
     "n_layers": 2,
     "n_heads": 2,
-    "train_batch_size": 2048,
+    "train_batch_size": 256,
     "length_bucketing": True,
     "mask_history": True,
-    "learning_rate": 0.003,
-    "eval_step": 2,
-    "stopping_step": 3,
+    "learning_rate": 0.001,
+    "eval_step": 1,
+    "stopping_step": 2,
     "show_progress": False,
 }
 
@@ -57,7 +57,7 @@ def train(keys: dict[str, Any]) -> dict[str, Any]:
             loaders.train,
             loaders.valid,
             saved=False,
-            callback_fn=lambda epoch, score: print(f"  {epoch} {score:.4f}", file=sys.stderr),
+            callback_fn=lambda epoch, score: print(epoch, f"{score:.4f}", file=sys.stderr),
         )
         found: dict[str, Any] = {
             "best_epoch": trainer.best_epoch,
