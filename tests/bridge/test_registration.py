@@ -7,7 +7,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from recbole_tpad.store import write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -245,6 +248,41 @@ def test_exec_runs_recboles_tuning_script(shop: Path, tmp_path: Path) -> None:
     """
     assert "best DIMO ['learning_rate']" in python(code, tmp_path)
     assert "learning_rate:0.01" in (tmp_path / "tuned.txt").read_text()
+
+
+@pytest.mark.slow
+def test_recboles_tuning_of_a_built_in_model_with_item_embeddings(
+    shop: Path, tmp_path: Path
+) -> None:
+    ids = ["new", *(f"i{k:02d}" for k in range(30))]
+    write_store(
+        shop / "shop" / "embeddings" / "content",
+        ids,
+        {"text": np.random.default_rng(0).normal(size=(len(ids), 6))},
+        role="other",
+        generator="random",
+        dataset="shop",
+        split_fingerprint=None,
+        inputs={},
+    )
+    code = """
+        import recbole_tpad
+        recbole_tpad.register()
+        from recbole.trainer import HyperTuning
+        fixed = {"model": "SASRec", "dataset": "shop", "data_path": "dataset", "epochs": 1,
+                 "item_embeddings": "content", "hidden_size": 8, "inner_size": 8}
+        tuning = HyperTuning(
+            lambda config_dict, files: recbole_tpad.objective_function(
+                {**fixed, **config_dict}, files, saved=False),
+            params_dict={"choice": {"item_embeddings_fusion": ["init", "add"]}},
+            algo="exhaustive", max_evals=5, early_stop=10,
+        )
+        tuning.run()
+        found = [r["best_valid_score"] for r in tuning.params2result.values()]
+        assert len(found) == 2 and found[0] != found[1], tuning.params2result
+        print("done", tuning.model)
+    """
+    assert python(code, tmp_path).strip().endswith("done SASRec")
 
 
 SCRIPT = """
