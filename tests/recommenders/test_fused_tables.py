@@ -171,7 +171,7 @@ def test_the_scale_a_fused_table_starts_at(
     _, plain, loaders = build(name)
     tokens = loaders.train._dataset.field2id_token["item_id"]
     seen = torch.tensor([t not in ("[PAD]", "new") for t in tokens])
-    # That of the table it replaces; init's rows, which every step moves freely, at least length one.
+    # That of the table it replaces; init's rows, which every step moves freely, have length one.
     replaced = rms(plain.item_embedding.weight[1:])
     wanted = max(replaced, plain.item_embedding.embedding_dim**-0.5)
     wanted = wanted if fusion == "init" else replaced
