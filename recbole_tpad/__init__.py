@@ -6,11 +6,18 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_run", "register", "run_recbole", "unregister"]
-
+__all__ = [
+    "__version__",
+    "load_run",
+    "objective_function",
+    "register",
+    "run_recbole",
+    "unregister",
+]
 
 _HOMES = {
     "load_run": "recbole_tpad.bridge.saved_runs",
+    "objective_function": "recbole_tpad.bridge.runner",
     "register": "recbole_tpad.bridge.registration",
     "run_recbole": "recbole_tpad.bridge.runner",
     "unregister": "recbole_tpad.bridge.registration",

@@ -40,6 +40,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}).") from error
     except yaml.YAMLError as error:
         hint = " YAML is indented with spaces, not tabs." if "'\\t'" in str(error) else ""
         raise InputError(f"{path} is not valid YAML: {error}.{hint}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +12,21 @@ import torch
 import yaml
 from recbole.config import Config
 
+from recbole_tpad.bridge.config_checks import (
+    check_embeddings,
+    check_evaluation,
+    check_keys,
+    check_numbers,
+    check_ranges,
+    check_types,
+    keys_read,
+)
 from recbole_tpad.bridge.models import OUR_MODELS, model_class, recbole_folder
 from recbole_tpad.bridge.pretraining import check_stage
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import properties_dir, read_preset, read_yaml
 
 _FLOAT = re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?$")
-_READ_KEY = re.compile(r"""config\[\s*f?["'](\w+)["']\s*\]""")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -99,10 +106,13 @@ class SessionConfig(Config):  # type: ignore[misc]
 
     def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}  # where a key was last set
         for file in file_list or []:
             path = Path(file)
             read_yaml(path)  # its errors name the file and the line
-            found.update(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {})
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+            found.update(content)
+            self._files.update(dict.fromkeys(content, path))
         return found
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
@@ -148,11 +158,13 @@ class SessionConfig(Config):  # type: ignore[misc]
         if loss == "CE" and "train_neg_sample_args" not in external:
             internal["train_neg_sample_args"] = None
         self.data_set_is_ours = (folder / "split.json").is_file()
-        _check_keys(external, {*internal, *_keys_read(model_class)})
+        check_keys(external, {*internal, *keys_read(model_class)}, self._files)
         recboles = read_yaml(recbole_folder() / "properties" / "overall.yaml")
-        _check_types(external, {**overall, **ours})
-        _check_numbers(external, {**recboles, **theirs})
-        _check_evaluation(external, self.data_set_is_ours)
+        check_types(external, {**overall, **ours})
+        check_numbers(external, {**recboles, **theirs})
+        check_ranges(external, model_class)
+        check_embeddings(external)
+        check_evaluation(external, self.data_set_is_ours)
 
     def _init_device(self) -> None:
         # RecBole's own ignores use_gpu and sets CUDA_VISIBLE_DEVICES for the whole process.
@@ -231,107 +243,3 @@ def _feature_settings(folder: Path, external: Mapping[str, Any], key: str) -> di
         key: asked[0] if key == "item_attribute" else asked,
         "load_col": {"inter": sessions, "item": ["item_id", *asked]},
     }
-
-
-def _keys_read(found: Any) -> set[str]:
-    """Return the configuration keys that RecBole's data code and a model's module read."""
-    keys = {"model", "dataset", "config_files", "config_file_list", "encoding"}
-    folder = recbole_folder()
-    texts = [p.read_text(encoding="utf-8") for p in sorted(folder.glob("data/**/*.py"))]
-    texts += [p.read_text(encoding="utf-8") for p in sorted(folder.glob("trainer/*.py"))]
-    modules = {inspect.getmodule(base) for base in inspect.getmro(found)}
-    files = {getattr(module, "__file__", None) for module in modules}
-    texts += [Path(file).read_text(encoding="utf-8") for file in files if file is not None]
-    for text in texts:
-        keys.update(_READ_KEY.findall(text))
-    from recbole.utils import argument_list
-
-    for group in ("general", "training", "evaluation", "dataset"):
-        keys.update(getattr(argument_list, f"{group}_arguments"))
-    return keys
-
-
-def _check_keys(external: Mapping[str, Any], known: set[str]) -> None:
-    for key in external:
-        if key not in known:
-            raise InputError(
-                f"Unknown configuration key '{key}'.{nearest(str(key), sorted(known))} "
-                "Keys are RecBole's, the model's, and those of properties/overall.yaml."
-            )
-
-
-# Keys with a number as default for which RecBole also reads a text.
-_NUMBER_OR_TEXT = {"reranker_CAN_NUM"}
-
-
-def _check_numbers(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse a value that is no number (or no truth value) where RecBole's default is one.
-
-    RecBole's own command line would evaluate it as code, and fail deep inside a model otherwise.
-    """
-    for key, value in external.items():
-        default = defaults.get(key)
-        if key in _NUMBER_OR_TEXT:
-            continue
-        if isinstance(default, bool):
-            kind, fits = "bool", isinstance(value, bool)
-        elif isinstance(default, (int, float)):
-            kind = "number"
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        else:
-            continue
-        if not fits:
-            raise InputError(f"{key}={value!r} must be a {kind} (default: {default!r}).")
-
-
-_SUB_KEYS = {
-    "eval_args": ("split", "order", "group_by", "mode"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-}
-
-
-def _check_evaluation(external: Mapping[str, Any], ours: bool) -> None:
-    """Refuse what RecBole would silently ignore in ``eval_args`` and ``train_neg_sample_args``."""
-    for key, known in _SUB_KEYS.items():
-        given = external.get(key)
-        if isinstance(given, Mapping):
-            for name in given:
-                if name not in known:
-                    raise InputError(
-                        f"Unknown key '{name}' in {key}.{nearest(str(name), known)} "
-                        f"Known: {', '.join(known)}."
-                    )
-    given = external.get("eval_args")
-    if not isinstance(given, Mapping):
-        return
-    mode = given.get("mode", "full")
-    if set(mode.values() if isinstance(mode, Mapping) else [mode]) - {"full"}:
-        raise InputError(
-            f"eval_args: mode {mode!r} samples candidates; results here are full rankings. "
-            "Leave mode out."
-        )
-    other = [name for name in ("split", "order", "group_by") if name in given]
-    if ours and other:
-        raise InputError(
-            f"eval_args: {', '.join(other)} would be ignored: the data set folder carries its own "
-            "split, on which item embeddings were made. Leave them out, or split the data "
-            "otherwise with 'recbole-tpad convert … --split RULE --overwrite' and embed again."
-        )
-
-
-def _check_types(external: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for key, value in external.items():
-        default = defaults.get(key)
-        if default is None or key == "train_neg_sample_args":
-            continue
-        fits = {
-            bool: isinstance(value, bool),
-            int: isinstance(value, int) and not isinstance(value, bool),
-            float: isinstance(value, (int, float)) and not isinstance(value, bool),
-            str: isinstance(value, (str, Path)),
-            list: isinstance(value, (list, tuple, int, str)),
-        }
-        if not fits.get(type(default), True):
-            raise InputError(
-                f"{key}={value!r} must be of type {type(default).__name__} (default: {default!r})."
-            )

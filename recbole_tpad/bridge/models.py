@@ -71,6 +71,11 @@ def model_class(name: str) -> Any:
     if name in OUR_MODELS:
         return getattr(importlib.import_module(OUR_MODELS[name]), name)
     known = known_models()
+    if name == "KSR":
+        raise InputError(
+            "KSR does not run in RecBole 1.2.1 either: its code multiplies 32-bit by 64-bit "
+            "numbers, which torch refuses. Use GRU4RecKG, or SASRec with item_embeddings."
+        )
     if name in general_models():
         instead = _GENERAL.get(name, "CoOccurrence or Popularity")
         raise InputError(
@@ -93,11 +98,22 @@ def model_class(name: str) -> Any:
 
 
 def build_model(config: Any, train: Any) -> Any:
-    """Build the configured model on RecBole's training data set, with its item embeddings."""
+    """Build the configured model on RecBole's training data set, with its item embeddings.
+
+    Raises:
+        InputError: one of RecBole's models refuses its keys; item embeddings are refused.
+    """
     from recbole_tpad.recommenders.item_embeddings import attach_item_embeddings
     from recbole_tpad.recommenders.score_adjustments import attach_score_adjustments
 
-    model = config.model_class(config, train).to(config["device"])
+    try:
+        model = config.model_class(config, train).to(config["device"])
+    except (NotImplementedError, ValueError, KeyError, AssertionError) as error:
+        if isinstance(error, InputError) or not config.model_class.__module__.startswith(
+            "recbole."
+        ):
+            raise
+        raise InputError(f"{config['model']} refuses its configuration: {error!r}") from error
     if not getattr(config.model_class, "takes_item_embeddings", False):
         attach_item_embeddings(model, config, train)
     attach_score_adjustments(model, config, train)

@@ -73,7 +73,9 @@ def register() -> None:
     ``load_data_and_model``, ``objective_function`` (for ``HyperTuning``) and ``case_study`` find
     them: as modules, with their YAML and the settings of a data set folder (below the user's
     configuration), and with a trainer whose checkpoints load on today's torch. numpy gets back the
-    names RecBole needs, and ``recbole.quick_start`` is importable where ray is not.
+    names RecBole needs, and ``recbole.quick_start`` is importable where ray is not. RecBole's own
+    trainers can read the file of the best epoch that they have just written, so that its models
+    run too.
 
     ``item_embeddings`` for a model that would ignore them is an error there: only
     ``recbole_tpad.run_recbole`` can attach them to a built-in model.
@@ -101,6 +103,7 @@ def _apply(changes: _Changes) -> None:
         torch.autograd.set_detect_anomaly(*anomaly)
     trainers = importlib.import_module("recbole.trainer")
     config_class = importlib.import_module("recbole.config").Config
+    from recbole_tpad.bridge.stock_trainer import reading_its_own_file
     from recbole_tpad.bridge.trainer import SessionTrainer
 
     for name, module in OUR_MODELS.items():
@@ -111,6 +114,10 @@ def _apply(changes: _Changes) -> None:
         "_load_internal_config_dict",
         _with_ours(config_class._load_internal_config_dict),
     )
+    for name, changed in reading_its_own_file(trainers.Trainer).items():
+        changes.set(trainers.Trainer, name, changed)
+    tuning = importlib.import_module("recbole.trainer.hyper_tuning")
+    changes.set(tuning, "np", shims.numpy_for_hyper_tuning())
     _register_quick_start(changes)
 
 
@@ -200,7 +207,7 @@ def run_script(script: str | Path, arguments: Sequence[str] = ()) -> None:
     if not path.is_file():
         raise InputError(f"There is no script {path} to execute.")
     argv, search = sys.argv, list(sys.path)
-    with registered():
+    with registered(), shims.ray_for_scripts():
         try:
             sys.argv = [str(path), *arguments]
             sys.path.insert(0, str(path.resolve().parent))

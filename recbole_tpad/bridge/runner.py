@@ -160,6 +160,25 @@ def run_recbole(
     return result
 
 
+def objective_function(
+    config_dict: Mapping[str, Any] | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Be RecBole's function of this name, for its ``HyperTuning``: one run of ours.
+
+    Unlike RecBole's it takes item embeddings for RecBole's own models. `config_dict` holds what is
+    fixed and what is tried (``learning_rate``, ``item_embeddings_fusion``, …).
+
+    Returns:
+        `run_recbole`'s keys, and model.
+    """
+    with numpy_names():
+        config = SessionConfig(None, None, config_file_list, config_dict)
+        result = _run(config, saved=saved, on_epoch=None)
+    return {"model": result.model, **result.recbole}
+
+
 def evaluate_saved_run(
     checkpoint: str | Path,
     config_dict: Mapping[str, Any] | None = None,

@@ -83,6 +83,12 @@ def load_data_and_model(
 def _load(path: Path, overrides: dict[str, Any], trusted: bool) -> _SavedRun:
     from recbole_tpad.bridge.registration import registered
 
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    if path.suffix == ".json":
+        raise InputError(
+            f"{path} describes a checkpoint; give {path.with_suffix('.safetensors')} itself."
+        )
     if path.suffix != ".safetensors":
         return _load_pickled(path, overrides, trusted)
     tensors, state = read_checkpoint(path)
@@ -137,8 +143,6 @@ def _recboles_data(config: Any) -> tuple[Any, Loaders]:
 def _load_pickled(path: Path, overrides: dict[str, Any], trusted: bool) -> _SavedRun:
     from recbole_tpad.bridge.registration import registered
 
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}.")
     if not trusted:
         raise InputError(
             f"{path} is a pickled checkpoint of RecBole's: reading it executes whatever code is in "

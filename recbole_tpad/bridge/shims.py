@@ -7,8 +7,12 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from typing import Any, NoReturn
 
 import numpy as np
+
+from recbole_tpad.errors import InputError
 
 # Removed in numpy 1.24 and 2.0; RecBole assigns or reads them.
 NUMPY_NAMES: dict[str, object] = {
@@ -84,4 +88,72 @@ def import_quick_start() -> types.ModuleType:
     finally:
         for key in ("ray", "ray.tune"):
             sys.modules.pop(key, None)
+        sys.modules.update(before)
+
+
+class _RandomState(np.random.RandomState):
+    """numpy's old generator with the one method of the new ones that hyperopt calls."""
+
+    def integers(self, low: int, high: int | None = None, size: Any = None) -> Any:
+        """Return integers from low (inclusive) to high (exclusive)."""
+        return self.randint(low, high, size)
+
+
+def numpy_for_hyper_tuning() -> types.ModuleType:
+    """Return numpy as ``recbole.trainer.hyper_tuning`` needs it.
+
+    Its exhaustive search, which run_hyper.py uses, draws from an old generator; hyperopt has
+    asked for a new one's method since 0.2.6.
+    """
+    random = types.ModuleType("numpy.random")
+    random.__dict__.update(vars(np.random), RandomState=_RandomState)
+    module = types.ModuleType("numpy")
+    module.__dict__.update(vars(np), random=random)
+    return module
+
+
+class _NoRay:
+    """Whatever a script takes out of ray: it can be imported, using it is an error."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> _NoRay:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _NoRay(f"{self._name}.{name}")
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise InputError(
+            f"The script uses {self._name}, and ray cannot be imported here (RecBole 1.2.1 needs "
+            "ray<=2.6.3, which needs setuptools<82 and Python<=3.11). Tune with hyperopt instead: "
+            "RecBole's run_hyper.py does so unless told --tool=Ray."
+        )
+
+
+@contextmanager
+def ray_for_scripts() -> Iterator[None]:
+    """Let scripts import ray within this scope where it cannot be; using it is an error.
+
+    RecBole's run_hyper.py imports ray whichever tool it then tunes with.
+    """
+    if ray_is_importable():
+        yield
+        return
+    before = {k: m for k, m in sys.modules.items() if k == "ray" or k.startswith("ray.")}
+    for name in before:
+        del sys.modules[name]
+    modules = {name: types.ModuleType(name) for name in ("ray", "ray.tune", "ray.tune.schedulers")}
+    for name, module in modules.items():
+        module.__spec__, module.__path__ = ModuleSpec(name, None), []
+        nothing = _NoRay(name)
+        module.__getattr__ = nothing.__getattr__  # type: ignore[method-assign]
+    modules["ray"].tune = modules["ray.tune"]  # type: ignore[attr-defined]
+    modules["ray.tune"].schedulers = modules["ray.tune.schedulers"]  # type: ignore[attr-defined]
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)
         sys.modules.update(before)

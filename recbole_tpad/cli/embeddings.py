@@ -111,29 +111,29 @@ def _import(args: argparse.Namespace, _: Overrides) -> None:
 
 
 def _export(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.data import open_items
     from recbole_tpad.store import export_embeddings, find_store
 
-    store = find_store(DatasetFolder.open(args.data_path, args.dataset).path, args.name)
+    store = find_store(open_items(args.data_path, args.dataset).path, args.name)
     modalities = args.modalities.split(",") if args.modalities else None
     for path in export_embeddings(store, args.output, modalities):
         print(path)
 
 
 def _info(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.data import open_items
     from recbole_tpad.store import find_store
 
-    store = find_store(DatasetFolder.open(args.data_path, args.dataset).path, args.name)
+    store = find_store(open_items(args.data_path, args.dataset).path, args.name)
     content = {"sha256": store.sha256, **store.manifest.to_json()}
     print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _verify(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.data import DatasetFolder
+    from recbole_tpad.data import open_items
     from recbole_tpad.store import find_store, verify_embeddings
 
-    folder = DatasetFolder.open(args.data_path, args.dataset)
+    folder = open_items(args.data_path, args.dataset)
     store = find_store(folder.path, args.name)
     for line in verify_embeddings(store, folder):
         print(f"{store.path.name}: {line}")

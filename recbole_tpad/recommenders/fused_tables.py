@@ -268,7 +268,9 @@ def make_fused_table(
         features: aligned features, (n_items, F).
         size: d.
         rms: root mean square of the table that is replaced; trained items' rows start with it
-            unless ``item_embeddings_scale`` gives another.
+            unless ``item_embeddings_scale`` gives another. Those of ``init`` start with d^-½
+            where that is more: Adam moves every entry by about the learning rate a step, so at
+            the .02 of RecBole's models the PCA would be gone within an epoch (assumption).
         extra_rows: see `FusedItemEmbedding`.
 
     Raises:
@@ -284,6 +286,8 @@ def make_fused_table(
         raise InputError(f"id_dropout={dropout} must be in [0, 1).")
     if dropout and fusion in ("init", "replace"):
         raise InputError(f"id_dropout has no meaning for item_embeddings_fusion '{fusion}'.")
+    if fusion == "init":
+        rms = max(rms, size**-0.5)
     if config["item_embeddings_scale"] is not None:
         rms = float(config["item_embeddings_scale"])
         if not 0 < rms < float("inf"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_tpad.data import DatasetFolder
+from recbole_tpad.data import AtomicFolder, DatasetFolder, open_items
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.files import sha256_file
 from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store, write_store
@@ -31,6 +31,9 @@ def import_embeddings(
 ) -> ItemEmbeddings:
     """Make a store from a file of vectors, in the order of the data set's items.
 
+    The data set is a converted folder, or one of plain RecBole: there every item of the
+    interactions needs a vector, and those that only the ``.item`` file lists may have one.
+
     The store has role ``other`` and no split: what made the vectors is not known, so whether they
     saw test sessions is not either.
 
@@ -49,7 +52,7 @@ def import_embeddings(
         InputError: unreadable files, or ids and rows that do not fit; every problem found is
             named with its count and first items.
     """
-    folder = DatasetFolder.open(data_path, dataset)
+    folder = open_items(data_path, dataset)
     path = store_path(folder.path, name)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Choose another --name, or give --overwrite.")
@@ -63,15 +66,18 @@ def import_embeddings(
     item_ids = found.ids if ids is None else read_ids(Path(ids))
     if item_ids is None:
         raise InputError(f"{source} holds no item ids. Give --ids FILE with one id a row.")
-    _check_rows(source, item_ids, found.arrays, folder.item_ids, drop_extra, allow_zero)
+    others = folder.other_item_ids if isinstance(folder, AtomicFolder) else []
+    wanted = folder.item_ids
+    _check_rows(source, item_ids, found.arrays, wanted, others, drop_extra, allow_zero)
     position = {item_id: k for k, item_id in enumerate(item_ids)}
-    order = [position[item_id] for item_id in folder.item_ids]
+    wanted = sorted([*wanted, *(i for i in others if i in position)]) if others else wanted
+    order = [position[item_id] for item_id in wanted]
     inputs = {"vectors": sha256_file(source)}
     if ids is not None:
         inputs["ids"] = sha256_file(Path(ids))
     return write_store(
         path,
-        folder.item_ids,
+        wanted,
         {modality: array[order] for modality, array in found.arrays.items()},
         role="other",
         generator="import",
@@ -101,7 +107,7 @@ def export_embeddings(
     return write_vectors(Path(output), store.item_ids, arrays)
 
 
-def verify_embeddings(store: ItemEmbeddings, folder: DatasetFolder) -> list[str]:
+def verify_embeddings(store: ItemEmbeddings, folder: DatasetFolder | AtomicFolder) -> list[str]:
     """Recompute a store's hashes and compare it with a data set.
 
     Returns:
@@ -121,7 +127,7 @@ def verify_embeddings(store: ItemEmbeddings, folder: DatasetFolder) -> list[str]
     if fingerprint not in (None, folder.split_fingerprint):
         raise InputError(
             f"{store.path} was made from another training part than that of '{folder.name}' "
-            f"({str(fingerprint)[:12]}… instead of {folder.split_fingerprint[:12]}…)."
+            f"({str(fingerprint)[:12]}… instead of {str(folder.split_fingerprint)[:12]}…)."
         )
     bad = ~np.isfinite(store.rows(store.item_ids)).all(axis=1)
     if bad.any():
@@ -169,6 +175,7 @@ def _check_rows(
     ids: list[str],
     arrays: dict[str, Array],
     wanted: list[str],
+    others: list[str],
     drop_extra: bool,
     allow_zero: bool,
 ) -> None:
@@ -191,7 +198,7 @@ def _check_rows(
     twice = [i for i, count in Counter(ids).items() if count > 1]
     if twice:
         problems.append(f"ids occur more than once: {_listed(twice)}")
-    here, there = set(ids), set(wanted)
+    here, there = set(ids), {*wanted, *others}
     missing = [i for i in wanted if i not in here]
     if missing:
         problems.append(f"no vector for {_listed(missing)} of the data set's {len(wanted)} items")

@@ -31,6 +31,21 @@ def test_layers(shop: Path, tmp_path: Path) -> None:
     assert config(shop)["n_layers"] == 2  # RecBole's own SASRec.yaml
 
 
+def test_an_unknown_key_names_its_file(shop: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("epochs: 7\n")
+    second.write_text("learnin_rate: 5e-4\n")
+    with pytest.raises(InputError, match=r"'learnin_rate' in .*second\.yaml\. Did you mean"):
+        SessionConfig("DIMO", "shop", [first, second], {"data_path": str(shop)})
+    second.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"second\.yaml is not UTF-8"):
+        SessionConfig("DIMO", "shop", [first, second], {"data_path": str(shop)})
+
+
+def test_rows_without_embeddings_may_share_the_keys_of_others(shop: Path) -> None:
+    assert config(shop, item_embeddings=None, adapter="pca")["adapter"] == "pca"
+
+
 def test_sampling_follows_the_loss(shop: Path) -> None:
     assert config(shop)["train_neg_sample_args"]["distribution"] == "none"
     assert config(shop, loss_type="BPR")["train_neg_sample_args"]["distribution"] == "uniform"
@@ -54,6 +69,13 @@ def test_sampling_follows_the_loss(shop: Path) -> None:
         ("SASRec", {"epochs": "many"}, "epochs='many' must be of type int"),
         ("DIMO", {"auxiliary_weight": "0.1x"}, "auxiliary_weight"),
         ("SASRec", {"metrics": ["Hitt"]}, "no metric named"),
+        ("SASRec", {"train_batch_size": 0}, "train_batch_size=0 must be at least 1"),
+        ("SASRec", {"epochs": -1}, "epochs=-1 must be at least 1"),
+        ("SASRec", {"learning_rate": -0.1}, "learning_rate=-0.1 must be at least 0"),
+        ("SASRec", {"learner": "adamm"}, "would train with adam. Did you mean 'adam'"),
+        ("SASRec", {"loss_type": "XX"}, "loss_type='XX' is unknown. Known: CE, BPR"),
+        ("SASRec", {"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ("SASRec", {"adapter": "pca", "id_dropout": 0.1}, "adapter, id_dropout would be ignored"),
         ("SASRec", {"n_layers": "__import__('os')"}, "n_layers=.*must be a number"),
         ("SASRec", {"hidden_dropout_prob": True}, "hidden_dropout_prob=True must be a number"),
         ("GRU4Rec", {"dropout_prob": [0.1]}, "dropout_prob=.*must be a number"),

@@ -42,6 +42,11 @@ def test_a_line_of_the_table(model: str, data_path: Path) -> None:
         assert row(model, data_path) == committed()[model]
 
 
+def test_what_recbole_cannot_run_is_refused(shop: Path) -> None:
+    with pytest.raises(InputError, match=r"does not run in RecBole 1\.2\.1 either"):
+        SessionConfig("KSR", "shop", None, {"data_path": str(shop)})
+
+
 def test_feature_models_read_the_item_file(shop: Path) -> None:
     where = {"data_path": str(shop)}
     config = SessionConfig("SASRecF", "shop", None, {**where, "selected_features": ["brand"]})

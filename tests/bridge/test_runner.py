@@ -145,6 +145,21 @@ def test_data_that_cannot_be_used_is_refused(quick: dict[str, Any], shop: Path) 
         run({**quick, "model": "SASRec"})
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"n_heads": 3}, "SASRec refuses its configuration: .*not a multiple of the number of"),
+        ({"hidden_act": "foo"}, "SASRec refuses its configuration: .*foo"),
+        ({"hidden_dropout_prob": 2}, "SASRec refuses its configuration: .*between 0 and 1"),
+    ],
+)
+def test_what_recboles_models_refuse_is_no_traceback(
+    quick: dict[str, Any], keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run({**quick, "model": "SASRec", **keys})
+
+
 def test_run_recbole_has_recboles_signature_and_keys(
     quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

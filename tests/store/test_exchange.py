@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_catalogue import write_catalogue
 
+from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.store import (
@@ -245,3 +246,61 @@ def test_plain_recbole_reads_the_text_export(folder: DatasetFolder, tmp_path: Pa
         number = data.token2id("item_id", item_id)
         wanted = store.rows([item_id])[0]
         np.testing.assert_allclose(found[number], wanted, rtol=1e-6)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Somebody's RecBole data set: ratings, and an item that nobody rated."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = [f"u{k % 7}\ti{k % 5}\t{k}" for k in range(40)]
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    (folder / "mine.inter").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    items = ["item_id:token\tclass:token_seq", *(f"i{k}\ta b" for k in range(6))]
+    (folder / "mine.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_data_set_of_plain_recbole(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 4))
+    np.save(plain / "x.npy", rows)
+
+    def command(*rest: str) -> tuple[int, str]:
+        where = ["--data_path", str(plain), "--dataset", "mine", "--name", "x"]
+        status = main(["embeddings", rest[0], *where, *rest[1:]])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    def bring_ids(*ids: str, extra: tuple[str, ...] = ()) -> tuple[int, str]:
+        (plain / "ids.txt").write_text("\n".join(ids) + "\n")
+        np.save(plain / "x.npy", rows[: len(ids)])
+        paths = ("--array", str(plain / "x.npy"), "--ids", str(plain / "ids.txt"))
+        return command("import", *paths, *extra)
+
+    status, said = bring_ids("i3", "i1", "i0", "i2", "strange")
+    assert status == 2
+    assert "no vector for 1 (i4)" in said
+    assert "not in the data set: 1 (strange)" in said
+    assert bring_ids("i3", "i1", "i0", "i2", "i4")[0] == 0
+    assert bring_ids("i3", "i1", "i0", "i2", "i5", "i4", extra=("--overwrite",))[0] == 0
+    store = open_store(plain / "mine" / "embeddings" / "x")
+    assert store.item_ids == ["i0", "i1", "i2", "i3", "i4", "i5"]
+    np.testing.assert_array_equal(store.array("vectors")[5], rows[4].astype(np.float16))
+    assert "every one of 5 items" in command("verify")[1]
+    assert command("export", "--output", str(plain / "out.npz"))[0] == 0
+    (plain / "mine" / "mine.inter").write_text("user:token\tmovie:token\n")
+    assert "has no column item_id (its columns: user, movie)" in command("verify")[1]
+
+
+@pytest.mark.slow
+def test_recbole_data_with_imported_vectors_train_and_rank(plain: Path) -> None:
+    from recbole_tpad.bridge.runner import run
+
+    np.save(plain / "x.npy", np.random.default_rng(0).normal(size=(5, 4)))
+    (plain / "ids.txt").write_text("\n".join(f"i{k}" for k in range(5)) + "\n")
+    import_embeddings(plain, "mine", "x", plain / "x.npy", ids=plain / "ids.txt")
+    keys = {"data_path": str(plain), "dataset": "mine", "model": "SASRec", "epochs": 1}
+    keys["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
+    result = run({**keys, "item_embeddings": "x"})
+    assert result.item_embeddings == "x"
+    assert result.hr == 1.0  # five items, the best ten
