@@ -11,9 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_stages import (
+    ALIGNMENT,
+    KNOWLEDGE,
+    LOOP,
+    TRANSITION,
+    Weights,
+    changed,
+    inputs_of,
+    names_of,
+    pairs_of,
+    weights,
+)
 from tiny_catalogue import load_backbone
 
-from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
@@ -26,41 +37,14 @@ from recbole_tpad.stages.alignment import (
 )
 from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
-from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
-from recbole_tpad.stages.loop import LoopSettings, Metrics
-from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.knowledge import train_knowledge
+from recbole_tpad.stages.loop import Metrics
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
-
-LOOP = LoopSettings(steps=3, learning_rate=1e-2, checkpoint_seconds=0)
-KNOWLEDGE = KnowledgeSettings(LOOP, batch_size=5)
-TRANSITION = TransitionSettings(LOOP, pairs_per_step=12)
-ALIGNMENT = AlignmentSettings(LOOP, batch_size=6, projection=8)
-Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture
 def backbone(checkpoint: Path) -> ComposedBackbone:
     return load_backbone(checkpoint)
-
-
-def inputs_of(backbone: ComposedBackbone, dataset: DatasetFolder) -> Inputs:
-    inputs = backbone.inputs(dataset.items, torch.device("cpu"))
-    inputs.freeze()
-    return inputs
-
-
-def weights(backbone: ComposedBackbone) -> Weights:
-    return {n: t.detach().clone() for n, t in backbone.state_dict().items()}
-
-
-def changed(before: Weights, after: Weights) -> set[str]:
-    assert set(before) == set(after)
-    return {n for n, t in before.items() if not torch.equal(t, after[n])}
-
-
-def names_of(backbone: ComposedBackbone, parameters: dict[str, torch.nn.Parameter]) -> set[str]:
-    ids = {id(p) for p in parameters.values()}
-    return {n for n, p in backbone.named_parameters() if id(p) in ids}
 
 
 # -- stage 1 -------------------------------------------------------------------------------------
@@ -122,12 +106,6 @@ def test_nothing_to_say() -> None:
 
 
 # -- stage 2a ------------------------------------------------------------------------------------
-
-
-def pairs_of(dataset: DatasetFolder) -> MetaPairs:
-    row = {item_id: k for k, item_id in enumerate(dataset.item_ids)}
-    sessions = [[row[i] for i in items] for _, items in dataset.train_sessions()]
-    return MetaPairs(sessions, len(row), (1, 2, 3))
 
 
 def test_transition_trains_its_tower_only(
@@ -222,78 +200,6 @@ def test_states_of_the_transition_tower_that_are_not_finite(
     said = r"'transition' diverged at step 0, the states of the items i\d\d.*norm_text"
     with pytest.raises(InputError, match=said):
         train_transition(backbone, inputs, pairs_of(dataset), TRANSITION, tmp_path / "c", 0)
-
-
-def inputs_with_nan(backbone: ComposedBackbone, dataset: DatasetFolder, row: int) -> Inputs:
-    """Inputs whose vision encoder gave one item's image a NaN."""
-    place = sum(item.image is not None for item in dataset.items[:row])
-
-    def spoil(_module: object, _pixels: object, features: torch.Tensor) -> torch.Tensor:
-        spoiled = features.clone()
-        spoiled[place, 0, 0] = float("nan")
-        return spoiled
-
-    hook = backbone.vision.register_forward_hook(spoil)
-    inputs = inputs_of(backbone, dataset)
-    hook.remove()
-    return inputs
-
-
-@pytest.mark.parametrize("stage", ["knowledge", "transition", "alignment"])
-def test_an_items_nan_features_are_named_and_nothing_is_trained(
-    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path, stage: str
-) -> None:
-    teacher = encode_states(backbone, inputs_of(backbone, dataset), "transition")
-    inputs = inputs_with_nan(backbone, dataset, 6)
-    before = weights(backbone)
-
-    def train() -> None:
-        if stage == "knowledge":
-            settings = replace(KNOWLEDGE, batch_size=14, holdout=0.0)
-            train_knowledge(backbone, inputs, settings, tmp_path / "c", 0)
-        elif stage == "transition":
-            every = MetaPairs([list(range(14))], 14, (1,))
-            many = replace(TRANSITION, pairs_per_step=200)
-            train_transition(backbone, inputs, every, many, tmp_path / "c", 0)
-        else:
-            whole = replace(ALIGNMENT, batch_size=14)
-            train_alignment(backbone, inputs, teacher, whole, tmp_path / "c", 0)
-
-    with pytest.raises(InputError, match=r"states of the items i06 are not finite") as caught:
-        train()
-    assert f"'{stage}'" in str(caught.value)
-    assert "checkpoint" in str(caught.value)
-    tower = names_of(backbone, backbone.tower_parameters("transition"))
-    # Stage 2a copies K(0) first; no step was made.
-    assert changed(before, weights(backbone)) <= (tower if stage == "transition" else set())
-
-
-@pytest.mark.parametrize(
-    "sessions", [[[3, 5]], [[3, 5, 8]] * 20, [[4], [1], [3, 5]]], ids=["one", "identical", "short"]
-)
-@pytest.mark.parametrize(("kind", "chunk"), [("item", 0), ("item", 1), ("session", 0)])
-def test_sessions_with_next_to_nothing_to_learn(
-    backbone: ComposedBackbone,
-    dataset: DatasetFolder,
-    tmp_path: Path,
-    sessions: list[list[int]],
-    kind: str,
-    chunk: int,
-) -> None:
-    # Every item of these sessions is a known partner of every other: no negative is left, the
-    # loss is 0, and T stays K(0) instead of learning noise.
-    pairs = MetaPairs(sessions, len(dataset.items), (1, 2))
-    settings = replace(TRANSITION, input=kind, chunk=chunk)
-    inputs = inputs_of(backbone, dataset)
-    before = encode_states(backbone, inputs, "knowledge")
-    loop = replace(LOOP, weight_decay=0.0)
-    history, _ = train_transition(
-        backbone, inputs, pairs, replace(settings, loop=loop), tmp_path / "c", 0
-    )
-    assert [m["loss"] for m in history] == [0.0] * LOOP.steps
-    after = encode_states(backbone, inputs, "transition")
-    for name, states in before.items():
-        torch.testing.assert_close(after[name], states)
 
 
 def test_sessions_as_input_learn(
@@ -488,26 +394,6 @@ def test_a_batch_of_one(
     assert all(math.isfinite(m["loss"]) for m in history)
     if marginals == "batch":  # nothing to tell the item from
         assert all(m["mi_lower"] == 0 for m in history)
-
-
-def one_item(dataset: DatasetFolder, backbone: ComposedBackbone) -> Inputs:
-    inputs = backbone.inputs(dataset.items[:1], torch.device("cpu"))
-    inputs.freeze()
-    return inputs
-
-
-@pytest.mark.parametrize("mi_lower", ["infonce", "mine", "soft"])
-def test_a_catalogue_of_one_item(
-    backbone: ComposedBackbone, dataset: DatasetFolder, tmp_path: Path, mi_lower: str
-) -> None:
-    inputs = one_item(dataset, backbone)
-    train_knowledge(backbone, inputs, KNOWLEDGE, tmp_path / "k", 0)
-    with pytest.raises(InputError, match="no pair of different items"):
-        MetaPairs([[0, 0], [0]], 1, (1,))
-    teacher = encode_states(backbone, inputs, "knowledge")
-    settings = replace(ALIGNMENT, mi_lower=mi_lower)
-    history = train_alignment(backbone, inputs, teacher, settings, tmp_path / "c", 0).history
-    assert all(math.isfinite(m["loss"]) and m["mi_lower"] == 0 for m in history)
 
 
 def test_states_that_are_not_finite_are_named(
