@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,11 @@ class Study:
 
     def transition(self, seed: int, *, cold: bool, **changes: Any) -> dict[str, torch.Tensor]:
         """Stages 1 and 2a; return T's states."""
-        chosen = merge(self.preset["transition"], changes)
-        settings = from_mapping(TransitionSettings, chosen, "transition")
+        settings = from_mapping(
+            TransitionSettings, merge(self.preset["transition"], changes), "transition"
+        )
         name = f"t-{settings.input}{'-cold' if cold else ''}"
-        key = self.key(name, self.preset["knowledge"], chosen)
+        key = self.key(name, self.preset["knowledge"], asdict(settings))
 
         def train(folder: Path) -> None:
             sessions: Iterable[list[int]] = self.sessions["train"]
