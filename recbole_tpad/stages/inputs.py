@@ -8,6 +8,8 @@ from tqdm import tqdm
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.stages.processes import processes
 
+_NAMED = 8  # items in a message
+
 
 @torch.no_grad()
 def encode_states(
@@ -34,3 +36,23 @@ def encode_states(
             states[name][rows] = values.float().cpu()
     team.add_up(states.values(), inputs.device)
     return states
+
+
+@torch.no_grad()
+def name_items(backbone: Backbone, inputs: Inputs, rows: torch.Tensor, chunk: int = 32) -> str:
+    """A failed step's items in words: those whose states are not finite, or else some of all.
+
+    Args:
+        backbone: with the tower in use that failed.
+        rows: (U,) of the step.
+        chunk: items encoded at a time.
+    """
+    bad = []
+    for part in rows.split(chunk):
+        states = backbone.encode(inputs.batch(part)).summaries.values()
+        fine = torch.stack([torch.isfinite(s).all(1).cpu() for s in states]).all(0)
+        bad += part[~fine].tolist()
+    chosen = bad or rows.tolist()
+    names = ", ".join(inputs.items[row].item_id for row in chosen[:_NAMED])
+    names += ", …" if len(chosen) > _NAMED else ""
+    return f"the states of the items {names} are not finite" if bad else f"items {names}"

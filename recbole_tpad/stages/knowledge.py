@@ -13,6 +13,7 @@ from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.errors import InputError
 from recbole_tpad.settings import at_least
 from recbole_tpad.stages.held_out import HeldOut, split_holdout
+from recbole_tpad.stages.inputs import name_items
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop, epoch_batches
 from recbole_tpad.stages.micro_batches import micro_batches
 from recbole_tpad.stages.processes import processes
@@ -139,19 +140,21 @@ def train_knowledge(
         loss = encoded.answer_loss()
         assert loss is not None  # every training row has an answer
         if not torch.isfinite(loss):
-            names = ", ".join(inputs.items[r].item_id for r in part.tolist()[:8])
             raise InputError(
-                f"Stage 'knowledge': the loss is {loss.item()} on the items {names}. Lower "
-                "knowledge.loop.learning_rate, or take dtype bfloat16 instead of float16; the "
-                "last checkpoint is kept."
+                f"Stage 'knowledge': the loss is {loss.item()}, "
+                f"{name_items(backbone, inputs, part)}. Lower knowledge.loop.learning_rate, or "
+                "take dtype bfloat16 instead of float16; the last checkpoint is kept."
             )
         return loss, encoded.answer_tokens
+
+    def rows_of(step: int) -> torch.Tensor:
+        return rows[epoch_batches(len(rows), settings.batch_size, step, seed)]
 
     def compute(step: int) -> tuple[torch.Tensor, Metrics]:
         if held_out.exhausted(loop.history):
             raise _Exhausted
         seen = held_out.look(step, loop.history, write=team.first)
-        chosen = rows[epoch_batches(len(rows), settings.batch_size, step, seed)]
+        chosen = rows_of(step)
         parts = micro_batches(team.share(chosen), lengths, settings.micro_batch_tokens)
         if len(parts) == 1 and team.count == 1:
             loss, _ = part_loss(parts[0])
@@ -171,7 +174,7 @@ def train_knowledge(
     stopped = False
     with backbone.training_only(parameters):
         try:
-            loop.run(compute)
+            loop.run(compute, lambda step: name_items(backbone, inputs, rows_of(step)))
         except _Exhausted:
             stopped = True
         team.wait()

@@ -116,17 +116,23 @@ class TrainingLoop:
         progress = (step - warm) / max(1, settings.steps - warm)
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def run(self, compute: Callable[[int], tuple[torch.Tensor, Metrics]]) -> list[Metrics]:
+    def run(
+        self,
+        compute: Callable[[int], tuple[torch.Tensor, Metrics]],
+        items: Callable[[int], str] | None = None,
+    ) -> list[Metrics]:
         """Train to the last step, from a checkpoint if one is there.
 
         Args:
             compute: step → (scalar loss, quantities for the history).
+            items: step → its items in words, for an error.
 
         Returns:
             One mapping a step: step, loss, learning_rate and the quantities.
 
         Raises:
-            InputError: the loss or a gradient is NaN or infinite; the last checkpoint stays.
+            InputError: the loss or a gradient is NaN or infinite, with the step's items named; the
+                last checkpoint stays.
         """
         start = self._load()
         bar = tqdm(
@@ -140,7 +146,7 @@ class TrainingLoop:
         )
         first = is_first_process()
         with Journal(self.journal_folder, self.history, enabled=first) as journal:
-            self._train(bar, compute, journal)
+            self._train(bar, compute, journal, items)
         return self.history
 
     @property
@@ -153,7 +159,16 @@ class TrainingLoop:
         bar: Iterable[int],
         compute: Callable[[int], tuple[torch.Tensor, Metrics]],
         journal: Journal,
+        items: Callable[[int], str] | None,
     ) -> None:
+        def diverged(step: int, what: str, metrics: Metrics) -> InputError:
+            where = f", {items(step)}" if items else ""
+            return InputError(
+                f"Stage '{self.name}' diverged at step {step}{where}: {what}, quantities "
+                f"{metrics}. Lower its learning_rate (now {self.settings.learning_rate}); the last "
+                "checkpoint and finished stages are kept."
+            )
+
         saved = time.monotonic()
         main = self._optimizers["main"]
         parameters = list(self._trainable.main.values())
@@ -163,14 +178,12 @@ class TrainingLoop:
             main.zero_grad(set_to_none=True)  # before: a stage may accumulate gradients itself
             loss, metrics = compute(step)
             if not torch.isfinite(loss):
-                raise self._diverged(step, f"loss {loss.item()}", metrics)
+                raise diverged(step, f"loss {loss.item()}", metrics)
             loss.backward()
             average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
             if not torch.isfinite(norm):
-                raise self._diverged(
-                    step, f"loss {loss.item()}, gradient norm {norm.item()}", metrics
-                )
+                raise diverged(step, f"loss {loss.item()}, gradient norm {norm.item()}", metrics)
             main.step()
             self.history.append(
                 {
@@ -185,12 +198,6 @@ class TrainingLoop:
             if time.monotonic() - saved > self.settings.checkpoint_seconds:
                 self._save(step + 1)
                 saved = time.monotonic()
-
-    def _diverged(self, step: int, what: str, metrics: Metrics) -> InputError:
-        return InputError(
-            f"Stage '{self.name}' diverged at step {step}: {what}, quantities {metrics}. Lower its "
-            f"learning_rate (now {self.settings.learning_rate}); finished stages are kept."
-        )
 
     def _save(self, step: int) -> None:
         if not is_first_process():

@@ -146,7 +146,8 @@ class MetaPairs:
         """
         where = self._draw(count, generator)
         back = where[:, :1] - np.arange(length)
-        inside = (back >= 0) & (self._session[back] == self._session[where[:, :1]])
+        inside, back = back >= 0, back.clip(min=0)
+        inside &= self._session[back] == self._session[where[:, :1]]
         contexts = np.where(inside, self._rows[back], -1).astype(np.int64)
         targets = self._rows[where[:, 1]].astype(np.int64)
         return torch.from_numpy(contexts), torch.from_numpy(targets)

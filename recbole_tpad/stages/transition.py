@@ -19,6 +19,7 @@ from recbole_tpad.objectives import (
     session_info_nce,
 )
 from recbole_tpad.settings import at_least
+from recbole_tpad.stages.inputs import name_items
 from recbole_tpad.stages.loop import LoopSettings, Metrics, Trainable, TrainingLoop
 from recbole_tpad.stages.pairs import MetaPairs, check_orders
 
@@ -91,7 +92,7 @@ def train_transition(
         `input: session` the logits of the recency weights, `recency_<modality>`.
 
     Raises:
-        InputError: the states or the loss are NaN or infinite.
+        InputError: the states or the loss are NaN or infinite; the items are named.
     """
     backbone.copy_tower("knowledge", "transition")
     backbone.use("transition")
@@ -149,7 +150,7 @@ def train_transition(
         return loss, metrics
 
     with backbone.training_only(tower):
-        history = loop.run(compute)
+        history = loop.run(compute, lambda step: name_items(backbone, inputs, draw(step)[0]))
     return history, learned
 
 

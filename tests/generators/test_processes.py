@@ -1,4 +1,4 @@
-"""`accelerate launch` with two processes trains stage 1 to what one process trains."""
+"""`accelerate launch` with two processes trains every stage to what one process trains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def embed(
     data_path: Path, launcher: list[str], **changes: object
 ) -> subprocess.CompletedProcess[str]:
     keys = {f"backbone.tiny.{k}": v for k, v in TINY.items()}
-    keys |= {"backbone.lora.dropout": 0.0, "knowledge.batch_size": 7, "no_alignment": "true"}
+    keys |= {"backbone.lora.dropout": 0.0, "knowledge.batch_size": 7}
+    keys |= {"transition.pairs_per_step": 12, "transition.loop.steps": 6}
+    keys |= {"alignment.batch_size": 8, "alignment.projection": 8, "alignment.loop.steps": 6}
     keys |= {"knowledge.loop.steps": 6, "knowledge.loop.learning_rate": 1e-3}
     keys |= {"knowledge.evaluate_every": 3, **changes}
     command = [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", "embed"]
@@ -39,8 +41,8 @@ def embed(
     )
 
 
-def knowledge(data_path: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    (folder,) = (data_path / NAME / "stages").glob("knowledge-*")
+def result(data_path: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    (folder,) = (data_path / NAME / "stages").glob(f"{stage}-*")
     history = json.loads((folder / "stage.json").read_text())["history"]
     return load_file(folder / "weights.safetensors"), history
 
@@ -54,14 +56,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     port = str(20000 + os.getpid() % 20000)
     run = embed(tmp_path / "two", [*LAUNCH, "--num_processes", "2", "--main_process_port", port])
     assert run.returncode == 0, run.stderr[-2000:]
-    (one, history), (two, other) = (knowledge(tmp_path / p) for p in ("one", "two"))
-    assert set(one) == set(two)
-    for name, tensor in one.items():
-        assert torch.allclose(tensor, two[name], atol=1e-4), name
-    for left, right in zip(history, other, strict=True):
-        assert set(left) == set(right)
-        for key in ("loss", "gradient_norm"):
-            assert right[key] == pytest.approx(left[key], rel=1e-4), key
+    for stage in ("knowledge", "transition", "alignment"):
+        (one, history), (two, other) = (result(tmp_path / p, stage) for p in ("one", "two"))
+        assert set(one) == set(two)
+        for name, tensor in one.items():
+            assert torch.allclose(tensor, two[name], atol=1e-4), (stage, name)
+        for left, right in zip(history, other, strict=True):
+            assert set(left) == set(right)
+            for key in ("loss", "gradient_norm"):
+                assert right[key] == pytest.approx(left[key], rel=1e-3), (stage, key)
     assert (tmp_path / "two" / NAME / "embeddings" / "tpad-tiny" / "run.json").is_file()
 
 

@@ -23,6 +23,7 @@ from small_tpad import (
     stages,
 )
 from tiny_catalogue import WITHOUT_IMAGE, draw, write_backbone, write_catalogue
+from tiny_data import write_data_set
 
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
@@ -350,6 +351,19 @@ def test_a_changed_training_part_is_refused(fresh: DatasetFolder) -> None:
     with pytest.raises(InputError, match=r"shop\.train\.inter does not match split\.json"):
         run_tpad(reopened(fresh))
     assert not (fresh.path / "stages").exists()
+
+
+def test_sessions_without_a_transition_are_refused_before_anything_trains(
+    fresh: DatasetFolder,
+) -> None:
+    train = [(f"s{k}", [f"i{k:02d}"] * 3) for k in range(4)]
+    other = [("v", ["i00", "i01"])]
+    write_data_set(fresh.path.parent, fresh.name, train, other, other)
+    with pytest.raises(InputError, match="no pair of different items"):
+        run_tpad(reopened(fresh))
+    assert not stages(fresh)
+    # A data set that is embedded without sessions is none of their business.
+    assert run_tpad(reopened(fresh), {"no_transition": True}).manifest.role == "K1"
 
 
 def test_nothing_but_finished_work_stays(finished: tuple[DatasetFolder, ItemEmbeddings]) -> None:

@@ -45,6 +45,12 @@ def test_vclub_with_the_true_conditional(d: int, rho: float) -> None:
     assert value > -d / 2 * math.log(1 - rho**2)  # an upper bound on the mutual information
 
 
+def test_a_wrong_q_can_make_it_negative() -> None:
+    z, w = gaussian_pairs(20_000, 2, 0.8)
+    log_variance = torch.zeros_like(z)
+    assert vclub(-z, log_variance, w).item() == pytest.approx(-2 * 0.8, rel=0.05)
+
+
 def test_a_fitted_q_approaches_the_true_conditional() -> None:
     z, w = (t.float() for t in gaussian_pairs(4096, 4, 0.5))
     torch.manual_seed(0)

@@ -193,8 +193,12 @@ def test_k1_recovers_half_of_the_gap_and_keeps_the_category(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gamma_lower": 0.0, "gamma_upper": 0.0}, {"train_tower": False}],
-    ids=["no-lower-bound", "heads-only"],
+    [
+        {"gamma_lower": 0.0},
+        {"gamma_lower": 0.0, "gamma_upper": 0.0},
+        {"train_tower": False, "mi_lower": "infonce", "projector": "linear"},
+    ],
+    ids=["no-lower-bound", "no-bound", "heads-only"],
 )
 def test_without_its_cause_nothing_is_recovered(
     world: World, teacher: States, changes: dict[str, Any]

@@ -145,8 +145,9 @@ def check_divergence(bad: float, tmp_path: Path) -> None:
         loss, metrics = stage.compute(step)
         return loss * (bad if step == 5 else 1.0), metrics
 
-    with pytest.raises(InputError, match=r"Stage 'practice' diverged at step 5: .*learning_rate"):
-        stage.loop.run(compute)
+    said = r"Stage 'practice' diverged at step 5, items of 5: .*learning_rate"
+    with pytest.raises(InputError, match=said):
+        stage.loop.run(compute, lambda step: f"items of {step}")
     assert all(torch.isfinite(p).all() for p in stage.values())
     assert len(stage.loop.history) == 5
     # The last good checkpoint is kept: with a cure the run goes on from it.

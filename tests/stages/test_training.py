@@ -11,9 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_stages import (
+    ALIGNMENT,
+    KNOWLEDGE,
+    LOOP,
+    TRANSITION,
+    Weights,
+    changed,
+    inputs_of,
+    names_of,
+    pairs_of,
+    weights,
+)
 from tiny_catalogue import load_backbone
 
-from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
@@ -26,41 +37,14 @@ from recbole_tpad.stages.alignment import (
 )
 from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
-from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
-from recbole_tpad.stages.loop import LoopSettings, Metrics
-from recbole_tpad.stages.pairs import MetaPairs
+from recbole_tpad.stages.knowledge import train_knowledge
+from recbole_tpad.stages.loop import Metrics
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
-
-LOOP = LoopSettings(steps=3, learning_rate=1e-2, checkpoint_seconds=0)
-KNOWLEDGE = KnowledgeSettings(LOOP, batch_size=5)
-TRANSITION = TransitionSettings(LOOP, pairs_per_step=12)
-ALIGNMENT = AlignmentSettings(LOOP, batch_size=6, projection=8)
-Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture
 def backbone(checkpoint: Path) -> ComposedBackbone:
     return load_backbone(checkpoint)
-
-
-def inputs_of(backbone: ComposedBackbone, dataset: DatasetFolder) -> Inputs:
-    inputs = backbone.inputs(dataset.items, torch.device("cpu"))
-    inputs.freeze()
-    return inputs
-
-
-def weights(backbone: ComposedBackbone) -> Weights:
-    return {n: t.detach().clone() for n, t in backbone.state_dict().items()}
-
-
-def changed(before: Weights, after: Weights) -> set[str]:
-    assert set(before) == set(after)
-    return {n for n, t in before.items() if not torch.equal(t, after[n])}
-
-
-def names_of(backbone: ComposedBackbone, parameters: dict[str, torch.nn.Parameter]) -> set[str]:
-    ids = {id(p) for p in parameters.values()}
-    return {n for n, p in backbone.named_parameters() if id(p) in ids}
 
 
 # -- stage 1 -------------------------------------------------------------------------------------
@@ -122,12 +106,6 @@ def test_nothing_to_say() -> None:
 
 
 # -- stage 2a ------------------------------------------------------------------------------------
-
-
-def pairs_of(dataset: DatasetFolder) -> MetaPairs:
-    row = {item_id: k for k, item_id in enumerate(dataset.item_ids)}
-    sessions = [[row[i] for i in items] for _, items in dataset.train_sessions()]
-    return MetaPairs(sessions, len(row), (1, 2, 3))
 
 
 def test_transition_trains_its_tower_only(
@@ -219,7 +197,8 @@ def test_states_of_the_transition_tower_that_are_not_finite(
     with torch.no_grad():
         next(iter(backbone.tower_parameters("knowledge").values())).fill_(float("nan"))
     inputs = inputs_of(backbone, dataset)
-    with pytest.raises(InputError, match=r"'transition' diverged at step 0: .*norm_text"):
+    said = r"'transition' diverged at step 0, the states of the items i\d\d.*norm_text"
+    with pytest.raises(InputError, match=said):
         train_transition(backbone, inputs, pairs_of(dataset), TRANSITION, tmp_path / "c", 0)
 
 
