@@ -57,6 +57,8 @@ class Explanation:
             training sessions with the item. ``connected``: the ID view carries it, but nothing in
             the session ever shared one; `context_item` is the nearest by propagated ID rows.
             ``similar``: the modality view carries it; `context_item` is the nearest by modality.
+            ``repeated``: instead of these two where the item itself is in the session, to which
+            it is of course nearest; `context_item` is the item.
         context_item: RecBole id of the context item the reason refers to.
         shared_sessions: how often training sessions hold both (position pairs).
         id_share, modality_share: the two summands of the item's logit.
@@ -319,7 +321,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         The view with the larger summand of the logit decides. "Bought together" names the context
         item with the most shared training sessions, "similar" the context item nearest by
         modality (assumption). Where the ID view decides without any shared session, saying
-        "bought together" would be untrue: the propagated ID rows carry it ("connected").
+        "bought together" would be untrue: the propagated ID rows carry it ("connected"). An item
+        that is in the session is nearest to itself, which explains nothing ("repeated").
 
         Args:
             item_seq: right-padded context, (B, L).
@@ -342,6 +345,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             id_share, modality_share = float(shares[0][b]), float(shares[1][b])
             if id_share > modality_share and met.any():
                 best, reason = int(met.argmax()), "bought together"
+            elif bool((context == item).any()):
+                best, reason = int((context == item).int().argmax()), "repeated"
             else:
                 view, reason = (
                     (views[0], "connected") if id_share > modality_share else (views[1], "similar")

@@ -241,20 +241,25 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
     model.double().eval()
     rows, contexts, targets = batch_of(loaders)
     scores = model.full_sort_predict(rows).detach()
-    found = model.explain(rows["item_id_list"], rows["item_length"], rows["item_id"])
+    # The last row asks about an item of its own session.
+    targets[-1] = contexts[-1][-1]
+    items = torch.tensor(targets)
+    found = model.explain(rows["item_id_list"], rows["item_length"], items)
     for b, explanation in enumerate(found):
         total = explanation.id_share + explanation.modality_share
         assert total == pytest.approx(float(scores[b, targets[b]]))
         assert explanation.context_item in contexts[b]
         met = {i: model.counts[targets[b], i] for i in contexts[b]}
         assert explanation.shared_sessions == met[explanation.context_item]
-        if explanation.id_share <= explanation.modality_share:
-            assert explanation.reason == "similar"
-        elif any(met.values()):
+        by_id = explanation.id_share > explanation.modality_share
+        if by_id and any(met.values()):
             assert explanation.reason == "bought together"
             assert explanation.shared_sessions == max(met.values()) > 0
+        elif targets[b] in contexts[b]:
+            assert explanation.reason == "repeated"
+            assert explanation.context_item == targets[b]
         else:
-            assert explanation.reason == "connected"
+            assert explanation.reason == ("connected" if by_id else "similar")
     assert {e.reason for e in found} >= {"similar", "bought together"}
 
 
