@@ -4,7 +4,9 @@ Runs on data set folders of sessions of ids (``recbole-tpad convert session-ids`
 embeddings. Every trained model tries two learning rates for a few epochs, every counting one up to
 four settings; validation NDCG@10 chooses. The chosen setting trains until validation no longer
 improves, that of the best three trained models with three seeds. Finished runs are kept in the
-output file and unfinished ones beside it, so an interrupted study goes on where it stopped.
+output file and unfinished ones beside it, so an interrupted study goes on where it stopped. Test
+metrics are those of all items, and "without own" those where the items of a session's own context
+are left out of its ranking (the same trained parameters).
 
     python perf/session_models.py --data_path dataset --datasets cellphones grocery \\
         --output study.jsonl
@@ -24,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_tpad.bridge.runner import run
+from recbole_tpad.bridge.runner import evaluate_saved_run, run
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import write_json
 
@@ -109,7 +111,12 @@ class Study:
         key = json.dumps([dataset, model, keys], sort_keys=True)
         if key not in self.rows:
             config = {"model": model, "dataset": dataset, "data_path": str(self.data_path), **keys}
-            result = run({**config, "checkpoint_dir": str(self.output.with_suffix(".unfinished"))})
+            config["checkpoint_dir"] = str(self.output.with_suffix(".unfinished"))
+            result = run(config, saved=True)
+            # What the same parameters reach where a session's own items cannot be recommended.
+            others = evaluate_saved_run(str(result.checkpoint), {"mask_history": True})
+            Path(str(result.checkpoint)).unlink()
+            Path(str(result.checkpoint)).with_suffix(".json").unlink()
             self.rows[key] = {
                 "key": key,
                 "dataset": dataset,
@@ -118,6 +125,7 @@ class Study:
                 "seed": seed,
                 "valid": result.valid,
                 "test": result.metrics,
+                "test_without_own": others.metrics,
                 "seconds": result.seconds,
                 "epochs": result.epochs,
                 "best_epoch": result.best_epoch,
@@ -125,7 +133,7 @@ class Study:
             }
             with self.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.rows[key]) + "\n")
-        row = self.rows[key]
+        row: dict[str, Any] = self.rows[key]
         print(
             f"{dataset} {model} {setting} seed {seed}: valid NDCG@10 "
             f"{row['valid']['NDCG@10']:.4f}, {row['epochs']} epochs, {row['seconds']:.0f} s",
@@ -158,6 +166,10 @@ def study(found: Study, dataset: str, models: list[str]) -> dict[str, Any]:
         if model in best:
             rows += [found.run(dataset, model, row["setting"], seed) for seed in (2, 3)]
         tests = {name: [r["test"][name] for r in rows] for name in row["test"]}
+        tests |= {
+            f"{name} without own": [r["test_without_own"][name] for r in rows]
+            for name in row["test_without_own"]
+        }
         table[model] = {
             "setting": row["setting"],
             "loss": row["loss"],
