@@ -10,6 +10,7 @@ Reads the Cellphones sessions (RecBole benchmark files with ids) and grows them 
   product and sampled dot products with their gradients, Adam as one fused pass;
 - step_ms_10k, step_ms_100k, step_ms_1m: our step, floor_ms_… the floor's; peak_mb_…: the process's
   peak after it, building the graph included; …_departments: 102,130 items with --stay;
+- speedup_every_4: four steps over four that share a propagation (propagate_every: 4);
 - trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
 
 With one thread (OMP_NUM_THREADS=1) times are the process's, else the wall's. Without a million
@@ -277,6 +278,25 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
     }
 
 
+EVERY = 4
+
+
+def every_speedup(data: Any, rounds: int) -> float:
+    """Time of EVERY steps over that of EVERY steps with one propagation (propagate_every)."""
+    sides = {"each": make_model(data), "shared": make_model(data, propagate_every=EVERY)}
+    steps = {name: our_step(model, data, 8) for name, model in sides.items()}
+
+    def group(step: Callable[[], None]) -> Callable[[], None]:
+        def steps() -> None:
+            for _ in range(EVERY):
+                step()
+
+        return steps
+
+    found = interleaved({name: group(step) for name, step in steps.items()}, rounds)
+    return found["each"] / found["shared"]
+
+
 def synthetic(
     sessions: Sessions, copies: int, rounds: int, stay: float | None = None
 ) -> dict[str, float]:
@@ -365,6 +385,8 @@ def main() -> None:
     say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     sessions = read_sessions(arguments.sessions)
     found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
+    data = data_set(padded(sessions), max(max(s) for s in sessions))
+    found["speedup_every_4"] = every_speedup(data, max(1, arguments.rounds // 4))
     found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
     for copies, name in zip(arguments.copies, ("100k", "1m"), strict=False):
         for key, value in synthetic(sessions, copies, arguments.large_rounds).items():

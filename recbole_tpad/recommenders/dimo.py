@@ -34,6 +34,7 @@ from recbole_tpad.recommenders.item_graph import (
 from recbole_tpad.recommenders.propagation import Propagation, SparseMatrix
 from recbole_tpad.recommenders.session_attention import SessionAttention
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+from recbole_tpad.recommenders.table_groups import TableGroup
 
 VARIANTS = ("corrected", "official")
 REDUCTIONS = ("sum", "mean")
@@ -126,6 +127,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             self.proxy_loss = ProxyLoss(size, official=self.variant == "official")
         self._initialise(size)
         self._cache = EvaluationCache()
+        given = config["propagate_every"]
+        every = 1 if given is None else int(given)
+        if every < 1:
+            raise InputError(f"propagate_every={every} must be at least 1 (a step, in batches).")
+        self._group = TableGroup(every)
 
     def _build_graph(self, config: Any, dataset: Any, n_partners: int) -> None:
         _, sessions = training_sessions(dataset)
@@ -227,10 +233,16 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         own, modality = self.tables().chunk(2, dim=1)
         return own, modality
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the weights are all there is: no batch waits for others (`propagate_every`)."""
+        return self._group.complete
+
     def train(self, mode: bool = True) -> DIMO:
         """Switch between training and evaluation; training forgets the kept tables."""
         if mode:
             self._cache.clear()
+            self._group.clear()
         super().train(mode)
         return self
 
@@ -264,7 +276,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         target = interaction[self.POS_ITEM_ID]
         shown = target - 1 if self.variant == "official" else target
         reads = read_tables(
-            self.tables(),
+            self._group.next_table(self.tables) if self.training else self.tables(),
             torch.cat([item_seq.flatten(), shown]),
             self.item_embedding.embedding_dim,
             self.partners,

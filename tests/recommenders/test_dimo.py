@@ -270,11 +270,47 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
         ({"auxiliary_reduction": "max"}, "auxiliary_reduction"),
         ({"variant": "official", "item_embeddings": "content"}, "ignores item_embeddings"),
         ({"embedding_size": 9}, "multiple of n_heads"),
+        ({"propagate_every": 0}, "propagate_every=0 must be at least 1"),
     ],
 )
 def test_bad_keys_are_refused(build: Any, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build("DIMO", **{**SMALL, **keys})
+
+
+def test_a_group_of_batches_gives_the_tables_the_mean_of_their_gradients(build: Any) -> None:
+    still = {**SMALL, "item_embeddings": "content", "attn_dropout_prob": 0.0}
+    for dropout in (0.0, 0.4):
+        _, model, loaders = build("DIMO", **still, table_dropout_prob=dropout, propagate_every=3)
+        model.double().train()
+        batches = [loaders.train.collate_fn(np.arange(k, 60, 3)) for k in range(3)]
+        of_tables = [model.item_embedding.weight, *model.adapter.parameters()]
+
+        model.train()
+        torch.manual_seed(5)
+        losses = []
+        for k, batch in enumerate(batches):
+            assert all(p.grad is None for p in of_tables)
+            assert model.resumable == (k == 0)
+            loss = model.calculate_loss(batch)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        assert model.resumable
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        shared = {id(p) for p in of_tables}
+
+        # The same mask in every batch, one propagation each.
+        model.zero_grad(set_to_none=True)
+        model._group.every = 1
+        for batch, loss in zip(batches, losses, strict=True):
+            torch.manual_seed(5)
+            again = model.calculate_loss(batch)
+            again.backward()
+            assert float(again.detach()) == pytest.approx(loss)
+        used = [p for p in model.parameters() if p.grad is not None]
+        for p, gradient in zip(used, found, strict=True):
+            expected = p.grad / 3 if id(p) in shared else p.grad
+            torch.testing.assert_close(gradient, expected)
 
 
 def test_sessions_that_only_repeat_themselves_make_no_graph(tmp_path: Path) -> None:
