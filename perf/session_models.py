@@ -5,8 +5,8 @@ embeddings. Every trained model tries two learning rates for a few epochs, every
 four settings; validation NDCG@10 chooses. The chosen setting trains until validation no longer
 improves, that of the best three trained models with three seeds. Finished runs are kept in the
 output file and unfinished ones beside it, so an interrupted study goes on where it stopped. Test
-metrics are those of all items, and "without own" those where the items of a session's own context
-are left out of its ranking (the same trained parameters).
+metrics are those of all rows and items, and "new" those of the rows whose target is not in the
+context, ranked among the items that are not in it either (the same trained parameters).
 
     python perf/session_models.py --data_path dataset --datasets cellphones grocery \\
         --output study.jsonl
@@ -26,7 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_tpad.bridge.runner import evaluate_saved_run, run
+import numpy as np
+import numpy.typing as npt
+
+from recbole_tpad.bridge.ranking import metrics_at
+from recbole_tpad.bridge.runner import RunResult, evaluate_saved_run, run
+from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import write_json
 
@@ -96,6 +101,13 @@ class Study:
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         self.rows = {row["key"]: row for row in rows}
 
+    def new_rows(self, dataset: str, result: RunResult) -> npt.NDArray[np.bool_]:
+        """Say which test rows' targets are not in the context, (rows,)."""
+        sessions = dict(DatasetFolder.open(self.data_path, dataset).sessions("test"))
+        contexts = [sessions[name][:-1] for name in result.sessions]
+        pairs = zip(contexts, result.targets, strict=True)
+        return np.array([target not in context for context, target in pairs])
+
     def run(
         self,
         dataset: str,
@@ -113,7 +125,6 @@ class Study:
             config = {"model": model, "dataset": dataset, "data_path": str(self.data_path), **keys}
             config["checkpoint_dir"] = str(self.output.with_suffix(".unfinished"))
             result = run(config, saved=True)
-            # What the same parameters reach where a session's own items cannot be recommended.
             others = evaluate_saved_run(str(result.checkpoint), {"mask_history": True})
             Path(str(result.checkpoint)).unlink()
             Path(str(result.checkpoint)).with_suffix(".json").unlink()
@@ -125,7 +136,7 @@ class Study:
                 "seed": seed,
                 "valid": result.valid,
                 "test": result.metrics,
-                "test_without_own": others.metrics,
+                "test_new": metrics_at(others.ranks[self.new_rows(dataset, others)], (5, 10)),
                 "seconds": result.seconds,
                 "epochs": result.epochs,
                 "best_epoch": result.best_epoch,
@@ -166,10 +177,7 @@ def study(found: Study, dataset: str, models: list[str]) -> dict[str, Any]:
         if model in best:
             rows += [found.run(dataset, model, row["setting"], seed) for seed in (2, 3)]
         tests = {name: [r["test"][name] for r in rows] for name in row["test"]}
-        tests |= {
-            f"{name} without own": [r["test_without_own"][name] for r in rows]
-            for name in row["test_without_own"]
-        }
+        tests |= {f"{name} new": [r["test_new"][name] for r in rows] for name in row["test_new"]}
         table[model] = {
             "setting": row["setting"],
             "loss": row["loss"],
