@@ -8,8 +8,9 @@ Reads the Cellphones sessions (RecBole benchmark files with ids) and grows them 
 - ratio_to_floor: ours over the least this arithmetic needs with our kernels, measured beside it:
   one sparse product a layer each way, the logit product and its two gradients, L_co as one sparse
   product and sampled dot products with their gradients, Adam as one fused pass;
-- step_ms_10k, step_ms_100k, step_ms_1m: our step; peak_mb_…: the process's peak after it, building
-  the graph included;
+- step_ms_10k, step_ms_100k, step_ms_1m: our step, floor_ms_… the floor's; peak_mb_…: the process's
+  peak after it, building the graph included; …_departments: 102,130 items with --stay;
+- speedup_every_4: four steps over four that share a propagation (propagate_every: 4);
 - trainer_over_bare: an epoch through this package's trainer over a bare loop of the same steps.
 
 With one thread (OMP_NUM_THREADS=1) times are the process's, else the wall's. Without a million
@@ -113,6 +114,21 @@ def grown(rows: Rows, copies: int, rng: np.random.Generator) -> Rows:
         for items, found in ((rows.lists, lists), (rows.targets, targets)):
             which = rng.integers(copies, size=items.shape)
             found.append(np.where(items > 0, (items - 1) * copies + which + 1, 0))
+    return Rows(np.concatenate(lists), np.concatenate(targets), np.tile(rows.lengths, copies))
+
+
+def departments(rows: Rows, copies: int, rng: np.random.Generator, stay: float) -> Rows:
+    """Return `copies` shops in one, a session taking an item of its own with probability `stay`.
+
+    Otherwise of any of them. Ids go shop by shop, and one shop is the given catalogue.
+    """
+    n_items = max(int(rows.lists.max()), int(rows.targets.max()))
+    lists, targets = [], []
+    for shop in range(copies):
+        for items, found in ((rows.lists, lists), (rows.targets, targets)):
+            other = rng.integers(copies, size=items.shape)
+            which = np.where(rng.random(items.shape) < stay, shop, other)
+            found.append(np.where(items > 0, which * n_items + items, 0))
     return Rows(np.concatenate(lists), np.concatenate(targets), np.tile(rows.lengths, copies))
 
 
@@ -258,12 +274,36 @@ def cellphones(sessions: Sessions, rounds: int, dense_rounds: int) -> dict[str, 
         "speedup_vs_dense": pair["dense"] / pair["ours"],
         "ratio_to_floor": least["ours"] / least["floor"],
         "step_ms_10k": least["ours"],
+        "floor_ms_10k": least["floor"],
     }
 
 
-def synthetic(sessions: Sessions, copies: int, rounds: int) -> dict[str, float]:
-    n_items = copies * max(map(max, sessions))
-    data = data_set(grown(padded(sessions), copies, np.random.default_rng(0)), n_items)
+EVERY = 4
+
+
+def every_speedup(data: Any, rounds: int) -> float:
+    """Time of EVERY steps over that of EVERY steps with one propagation (propagate_every)."""
+    sides = {"each": make_model(data), "shared": make_model(data, propagate_every=EVERY)}
+    steps = {name: our_step(model, data, 8) for name, model in sides.items()}
+
+    def group(step: Callable[[], None]) -> Callable[[], None]:
+        def steps() -> None:
+            for _ in range(EVERY):
+                step()
+
+        return steps
+
+    found = interleaved({name: group(step) for name, step in steps.items()}, rounds)
+    return found["each"] / found["shared"]
+
+
+def synthetic(
+    sessions: Sessions, copies: int, rounds: int, stay: float | None = None
+) -> dict[str, float]:
+    n_items, rng = copies * max(map(max, sessions)), np.random.default_rng(0)
+    rows = padded(sessions)
+    rows = grown(rows, copies, rng) if stay is None else departments(rows, copies, rng, stay)
+    data = data_set(rows, n_items)
     start = clock()
     model = make_model(data)
     say(
@@ -275,7 +315,7 @@ def synthetic(sessions: Sessions, copies: int, rounds: int) -> dict[str, float]:
     peak = peak_mb()
     least = interleaved({"floor": floor_step(model)}, 1)["floor"]
     say(f"{n_items:,} items: {found:.0f} ms a step, floor {least:.0f} ms, peak {peak:.0f} MB")
-    return {"step_ms": found, "peak_mb": peak}
+    return {"step_ms": found, "floor_ms": least, "peak_mb": peak}
 
 
 def peak_mb() -> float:
@@ -340,14 +380,20 @@ def main() -> None:
     parser.add_argument("--large_rounds", type=int, default=3, help="of the grown catalogues")
     parser.add_argument("--epoch_sessions", type=int, default=5000)
     parser.add_argument("--copies", type=int, nargs="*", default=[10, 98], help="of the items")
+    parser.add_argument("--stay", type=float, help="also ten departments, see departments()")
     arguments = parser.parse_args()
     say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     sessions = read_sessions(arguments.sessions)
     found = cellphones(sessions, arguments.rounds, arguments.dense_rounds)
+    data = data_set(padded(sessions), max(max(s) for s in sessions))
+    found["speedup_every_4"] = every_speedup(data, max(1, arguments.rounds // 4))
     found["trainer_over_bare"] = trainer_over_bare(sessions, arguments.epoch_sessions)
     for copies, name in zip(arguments.copies, ("100k", "1m"), strict=False):
         for key, value in synthetic(sessions, copies, arguments.large_rounds).items():
             found[f"{key}_{name}"] = value
+    if arguments.stay is not None:
+        large = synthetic(sessions, 10, arguments.large_rounds, arguments.stay)
+        found.update({f"{key}_departments": value for key, value in large.items()})
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

@@ -239,7 +239,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         for batch, interaction in enumerate(steps, start=first):
             self.progress.loss += self._step(loss_func, interaction, epoch_idx, batch)
             self.progress.batch = batch + 1
-            if self._state_file and time.monotonic() - self._last_kept >= self._interval:
+            due = time.monotonic() - self._last_kept >= self._interval
+            # A model may hold something between batches that its weights do not tell.
+            if self._state_file and due and getattr(self.model, "resumable", True):
                 self._keep_state(train_data, generator)
         return self.progress.loss / max(len(train_data), 1)
 

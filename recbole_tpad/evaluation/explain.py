@@ -152,6 +152,8 @@ def _explained(
     if why.reason == "bought together":
         times = "once" if why.shared_sessions == 1 else f"{why.shared_sessions} times"
         sentence = f"bought together with “{other}” ({times} in training)"
+    elif why.reason == "repeated":
+        sentence = f"already in this session: “{other}”"
     elif why.reason == "connected":
         sentence = f"bought by the same sort of sessions as “{other}”, never in one with it"
     else:

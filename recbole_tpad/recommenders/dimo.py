@@ -34,6 +34,7 @@ from recbole_tpad.recommenders.item_graph import (
 from recbole_tpad.recommenders.propagation import Propagation, SparseMatrix
 from recbole_tpad.recommenders.session_attention import SessionAttention
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+from recbole_tpad.recommenders.table_groups import TableGroup
 
 VARIANTS = ("corrected", "official")
 REDUCTIONS = ("sum", "mean")
@@ -57,6 +58,8 @@ class Explanation:
             training sessions with the item. ``connected``: the ID view carries it, but nothing in
             the session ever shared one; `context_item` is the nearest by propagated ID rows.
             ``similar``: the modality view carries it; `context_item` is the nearest by modality.
+            ``repeated``: instead of these two where the item itself is in the session, to which
+            it is of course nearest; `context_item` is the item.
         context_item: RecBole id of the context item the reason refers to.
         shared_sessions: how often training sessions hold both (position pairs).
         id_share, modality_share: the two summands of the item's logit.
@@ -124,6 +127,11 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             self.proxy_loss = ProxyLoss(size, official=self.variant == "official")
         self._initialise(size)
         self._cache = EvaluationCache()
+        given = config["propagate_every"]
+        every = 1 if given is None else int(given)
+        if every < 1:
+            raise InputError(f"propagate_every={every} must be at least 1 (a step, in batches).")
+        self._group = TableGroup(every)
 
     def _build_graph(self, config: Any, dataset: Any, n_partners: int) -> None:
         _, sessions = training_sessions(dataset)
@@ -225,10 +233,16 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         own, modality = self.tables().chunk(2, dim=1)
         return own, modality
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the weights are all there is: no batch waits for others (`propagate_every`)."""
+        return self._group.complete
+
     def train(self, mode: bool = True) -> DIMO:
         """Switch between training and evaluation; training forgets the kept tables."""
         if mode:
             self._cache.clear()
+            self._group.clear()
         super().train(mode)
         return self
 
@@ -262,7 +276,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         target = interaction[self.POS_ITEM_ID]
         shown = target - 1 if self.variant == "official" else target
         reads = read_tables(
-            self.tables(),
+            self._group.next_table(self.tables) if self.training else self.tables(),
             torch.cat([item_seq.flatten(), shown]),
             self.item_embedding.embedding_dim,
             self.partners,
@@ -319,7 +333,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         The view with the larger summand of the logit decides. "Bought together" names the context
         item with the most shared training sessions, "similar" the context item nearest by
         modality (assumption). Where the ID view decides without any shared session, saying
-        "bought together" would be untrue: the propagated ID rows carry it ("connected").
+        "bought together" would be untrue: the propagated ID rows carry it ("connected"). An item
+        that is in the session is nearest to itself, which explains nothing ("repeated").
 
         Args:
             item_seq: right-padded context, (B, L).
@@ -342,6 +357,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             id_share, modality_share = float(shares[0][b]), float(shares[1][b])
             if id_share > modality_share and met.any():
                 best, reason = int(met.argmax()), "bought together"
+            elif bool((context == item).any()):
+                best, reason = int((context == item).int().argmax()), "repeated"
             else:
                 view, reason = (
                     (views[0], "connected") if id_share > modality_share else (views[1], "similar")

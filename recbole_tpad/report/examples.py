@@ -76,6 +76,7 @@ def _reason(items: Mapping[str, Any], why: Any) -> Html | None:
         "bought together": f"bought together with “{other}”"
         + (f", {times} times" if isinstance(times, int) and times > 1 else ""),
         "connected": f"bought by the same sort of sessions as “{other}”",
+        "repeated": "already in this session",
         "similar": f"similar to “{other}” by content",
     }.get(str(why.get("reason")))
     return tag("span", words, class_="why") if words else None

@@ -135,4 +135,4 @@ def test_dimo_s_examples_have_reasons(quick: dict[str, Any], shop: Path) -> None
         assert len(example["reasons"]) == len(example["top"])
         assert {r["item"] for r in example["reasons"]} <= set(example["context"])
         kinds = {r["reason"] for r in example["reasons"]}
-        assert kinds <= {"bought together", "connected", "similar"}
+        assert kinds <= {"bought together", "connected", "similar", "repeated"}

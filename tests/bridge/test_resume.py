@@ -65,6 +65,7 @@ def states(keys: dict[str, Any]) -> list[Path]:
         ("GRU4Rec", {"loss_type": "BPR", "learner": "sgd"}),
         ("BERT4Rec", {"learner": "rmsprop", "hidden_size": 8, "inner_size": 8}),
         ("DIMO", {**SMALL, "length_bucketing": True}),
+        ("DIMO", {**SMALL, "propagate_every": 3, "train_batch_size": 40}),
     ],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(

@@ -241,20 +241,25 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
     model.double().eval()
     rows, contexts, targets = batch_of(loaders)
     scores = model.full_sort_predict(rows).detach()
-    found = model.explain(rows["item_id_list"], rows["item_length"], rows["item_id"])
+    # The last row asks about an item of its own session.
+    targets[-1] = contexts[-1][-1]
+    items = torch.tensor(targets)
+    found = model.explain(rows["item_id_list"], rows["item_length"], items)
     for b, explanation in enumerate(found):
         total = explanation.id_share + explanation.modality_share
         assert total == pytest.approx(float(scores[b, targets[b]]))
         assert explanation.context_item in contexts[b]
         met = {i: model.counts[targets[b], i] for i in contexts[b]}
         assert explanation.shared_sessions == met[explanation.context_item]
-        if explanation.id_share <= explanation.modality_share:
-            assert explanation.reason == "similar"
-        elif any(met.values()):
+        by_id = explanation.id_share > explanation.modality_share
+        if by_id and any(met.values()):
             assert explanation.reason == "bought together"
             assert explanation.shared_sessions == max(met.values()) > 0
+        elif targets[b] in contexts[b]:
+            assert explanation.reason == "repeated"
+            assert explanation.context_item == targets[b]
         else:
-            assert explanation.reason == "connected"
+            assert explanation.reason == ("connected" if by_id else "similar")
     assert {e.reason for e in found} >= {"similar", "bought together"}
 
 
@@ -265,11 +270,47 @@ def test_explanation_names_the_larger_share(build: Any) -> None:
         ({"auxiliary_reduction": "max"}, "auxiliary_reduction"),
         ({"variant": "official", "item_embeddings": "content"}, "ignores item_embeddings"),
         ({"embedding_size": 9}, "multiple of n_heads"),
+        ({"propagate_every": 0}, "propagate_every=0 must be at least 1"),
     ],
 )
 def test_bad_keys_are_refused(build: Any, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build("DIMO", **{**SMALL, **keys})
+
+
+def test_a_group_of_batches_gives_the_tables_the_mean_of_their_gradients(build: Any) -> None:
+    still = {**SMALL, "item_embeddings": "content", "attn_dropout_prob": 0.0}
+    for dropout in (0.0, 0.4):
+        _, model, loaders = build("DIMO", **still, table_dropout_prob=dropout, propagate_every=3)
+        model.double().train()
+        batches = [loaders.train.collate_fn(np.arange(k, 60, 3)) for k in range(3)]
+        of_tables = [model.item_embedding.weight, *model.adapter.parameters()]
+
+        model.train()
+        torch.manual_seed(5)
+        losses = []
+        for k, batch in enumerate(batches):
+            assert all(p.grad is None for p in of_tables)
+            assert model.resumable == (k == 0)
+            loss = model.calculate_loss(batch)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        assert model.resumable
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        shared = {id(p) for p in of_tables}
+
+        # The same mask in every batch, one propagation each.
+        model.zero_grad(set_to_none=True)
+        model._group.every = 1
+        for batch, loss in zip(batches, losses, strict=True):
+            torch.manual_seed(5)
+            again = model.calculate_loss(batch)
+            again.backward()
+            assert float(again.detach()) == pytest.approx(loss)
+        used = [p for p in model.parameters() if p.grad is not None]
+        for p, gradient in zip(used, found, strict=True):
+            expected = p.grad / 3 if id(p) in shared else p.grad
+            torch.testing.assert_close(gradient, expected)
 
 
 def test_sessions_that_only_repeat_themselves_make_no_graph(tmp_path: Path) -> None:
