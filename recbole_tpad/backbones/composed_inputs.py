@@ -63,6 +63,10 @@ class ComposedInputs(Inputs):
         if batches:
             self._backbone.vision.standardise(batches)
 
+    def read_images(self) -> None:
+        """Keep the vision features."""
+        self.cache_features()
+
     def freeze(self) -> None:
         """Keep the vision features from now on."""
         self.cache_features()

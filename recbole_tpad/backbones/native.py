@@ -302,6 +302,10 @@ class NativeInputs(Inputs):
         """Compute every image's features."""
         self.freeze()
 
+    def read_images(self) -> None:
+        """Compute every image's features."""
+        self.freeze()
+
     def freeze(self, chunk: int = 64) -> None:
         """Compute every image's features."""
         rows = range(0, len(self.items), chunk)

@@ -7,8 +7,9 @@ from recbole_tpad.store.exchange import (
     store_path,
     verify_embeddings,
 )
-from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store, write_store
+from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store
 from recbole_tpad.store.manifest import Manifest
+from recbole_tpad.store.writing import write_store
 
 __all__ = [
     "ItemEmbeddings",

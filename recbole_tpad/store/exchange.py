@@ -11,8 +11,9 @@ import numpy as np
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.files import sha256_file
-from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store, write_store
+from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store
 from recbole_tpad.store.vector_files import Array, read_ids, read_vectors, write_vectors
+from recbole_tpad.store.writing import write_store
 
 _NAMED = 5
 
@@ -123,10 +124,12 @@ def verify_embeddings(store: ItemEmbeddings, folder: DatasetFolder) -> list[str]
             f"{store.path} was made from another training part than that of '{folder.name}' "
             f"({str(fingerprint)[:12]}… instead of {folder.split_fingerprint[:12]}…)."
         )
-    bad = ~np.isfinite(store.rows(store.item_ids)).all(axis=1)
-    if bad.any():
-        named = _listed([store.item_ids[k] for k in np.flatnonzero(bad)])
-        raise InputError(f"{store.path} has NaN or infinite values for {named}.")
+    for modality in store.manifest.modalities:
+        for place, rows in store.array(modality).shards():
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if bad.size:
+                named = _listed([store.item_ids[place.start + k] for k in bad])
+                raise InputError(f"{store.path} has NaN or infinite values for {named}.")
     extra = len(store.item_ids) - len(folder.item_ids)
     return [
         f"{len(store.manifest.files)} files are what the manifest says",
