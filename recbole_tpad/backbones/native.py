@@ -43,8 +43,8 @@ from recbole_tpad.backbones.prompts import (
 from recbole_tpad.backbones.readout import encoded, positions
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
+from recbole_tpad.data.image_hashes import image_sha256
 from recbole_tpad.errors import InputError
-from recbole_tpad.files import sha256_file
 
 NO_IMAGE_TOKENS = 8  # learned vectors in the place of an absent image (assumption)
 # Sizes that the model reads beside the pixels, for positions; kept with the features.
@@ -367,7 +367,7 @@ class NativeInputs(Inputs):
                 continue
             path = cast(Path, self.items[row].image)
             try:
-                image = sha256_file(path)
+                image = image_sha256(path)
                 if image not in self._cache and image not in new:
                     new[image] = self._backbone.image_features(read_image(path), self.device)
                 self._images[row] = image

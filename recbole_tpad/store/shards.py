@@ -110,13 +110,9 @@ class ShardedRows:
                         f"({found} bytes instead of {wanted}, or another header): it was damaged "
                         "or replaced. Run 'recbole-tpad embed' again."
                     )
-                return np.memmap(
-                    stream,
-                    dtype=np.float16,
-                    mode="r",
-                    offset=_HEADER,
-                    shape=(rows, self.shape[1]),
-                )
+                shape = (rows, self.shape[1])
+                mapped: Float16 = np.memmap(stream, np.float16, "r", _HEADER, shape)
+                return mapped
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}). Run 'recbole-tpad embed' again."
@@ -132,7 +128,7 @@ class ShardedRows:
         found = np.empty((len(rows), self.shape[1]), dtype=np.float16)
         order = np.argsort(rows, kind="stable")
         sorted_rows = rows[order]
-        edges = np.arange(0, len(self) + self.size, self.size)
+        edges = np.arange(0, len(self) + self.size, self.size)  # linear in the shards, not rows
         cuts = np.searchsorted(sorted_rows, edges)
         for number in np.flatnonzero(np.diff(cuts)):
             own = slice(cuts[number], cuts[number + 1])
@@ -237,7 +233,7 @@ def save_rows(path: Path, rows: Float16) -> None:
     """
     with naming_disk_errors(path), atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(_header(*rows.shape))
-        stream.write(memoryview(rows).cast("B"))
+        stream.write(rows.view(np.uint8).data)
 
 
 @contextmanager
