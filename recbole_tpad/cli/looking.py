@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,7 +183,7 @@ def _shown(used: set[str], items: dict[str, Item]) -> dict[str, dict[str, str | 
     }
 
 
-def _write_page(path: Path, content: dict[str, object]) -> None:
+def _write_page(path: Path, content: Mapping[str, object]) -> None:
     from recbole_tpad.files import atomic_path
     from recbole_tpad.report.neighbours import neighbours_page
 

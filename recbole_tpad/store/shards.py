@@ -142,7 +142,7 @@ class ShardedRows:
         return self.take(np.atleast_1d(rows)) if np.ndim(rows) else self.take(rows[None])[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        every = self[:]
+        every: Float16 = self[:]
         return every if dtype is None else every.astype(dtype)
 
     def astype(self, dtype: Any) -> npt.NDArray[Any]:
