@@ -1,4 +1,4 @@
-"""Encoding against plain loops and sentence-transformers; opening a store of a million items; updates.
+"""Encoding against other loops; opening a store of a million items; updates.
 
     python perf/encode.py [--data PATH] [--rounds 3] [--only images,text,sentences,open,update,gpu]
 
@@ -145,9 +145,8 @@ def shop(scratch: Path) -> list[Item]:
     """Items of the demo shop."""
     from recbole_tpad.cli import main as command
     from recbole_tpad.demo.shop import make_shop
-    from recbole_tpad.demo.world import ShopConfig
 
-    files = make_shop(scratch / "shop-source", ShopConfig())
+    files = make_shop(scratch / "shop-source", seed=0)
     data = ["--dataset", "shop", "--data_path", str(scratch / "data")]
     convert = ["convert", "amazon", "--reviews", str(files.reviews), "--meta", str(files.meta)]
     assert command([*convert, *data]) == 0
@@ -301,7 +300,7 @@ def open_million(scratch: Path, count: int = 1_000_000, width: int = 4096) -> di
 
 
 def update_share(folder: DatasetFolder, scratch: Path, copies: int) -> dict[str, float]:
-    """Seconds of an update of 1% of the items over a full encoding, both by the public functions."""
+    """Seconds of an update of 1% of the items over a full encoding, by the public functions."""
     from recbole_tpad.generators.embed import embed
     from recbole_tpad.generators.update import update
 

@@ -212,6 +212,14 @@ class Backbone(nn.Module, ABC):
             for parameter in self.parameters():
                 parameter.requires_grad_(False)
 
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode, without gradients."""
+        self.use(tower)
+        self.eval()
+        with torch.no_grad():
+            yield
+
     @property
     def scale_now(self) -> float:
         """`loss_scale` while training, else 1."""

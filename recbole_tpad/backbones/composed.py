@@ -7,7 +7,8 @@ the rows of the two summary tokens, and the visual tokens that stand for "no ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -24,7 +25,13 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
+from recbole_tpad.backbones.lora import (
+    LoraSettings,
+    adapter_parameters,
+    add_towers,
+    merged,
+    word_spread,
+)
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
@@ -116,6 +123,12 @@ class ComposedBackbone(Backbone):
         """Make a tower the active one."""
         self.active = tower
         self.language_model.set_adapter(tower)
+
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode: its adapter is in the weights."""
+        with super().encoding(tower), merged(self.language_model):
+            yield
 
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower."""
@@ -223,13 +236,16 @@ class ComposedBackbone(Backbone):
             has_image: (B,) bool.
         """
         words = self._inputs(batch, visual, has_image)
+        if not torch.is_grad_enabled() and batch.plain:
+            # What is causal sees no padding on the right: no mask, and the fastest kernel.
+            return self._decode(words, None, None)[0]
         return self._decode(words, self.attention_mask(batch), positions(batch.mask))[0]
 
     def _decode(
         self,
         words: torch.Tensor,
-        mask: torch.Tensor,
-        places: torch.Tensor,
+        mask: torch.Tensor | None,
+        places: torch.Tensor | None,
         cache: DynamicCache | None = None,
     ) -> tuple[torch.Tensor, DynamicCache | None]:
         """Last-layer states (B, L, H) of word vectors after what the cache holds; the cache."""

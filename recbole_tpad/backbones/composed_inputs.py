@@ -45,7 +45,7 @@ class ComposedInputs(Inputs):
         self.device = device
         self._backbone = backbone
         self._state_prompts = [
-            Prompt(backbone.prompts.states_prompt(item), [], asks=False) for item in items
+            Prompt(ids, [], asks=False) for ids in backbone.prompts.states_prompts(items)
         ]
         self.unreadable = {}
         self.has_image = torch.tensor([item.image is not None for item in items])

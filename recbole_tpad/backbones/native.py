@@ -8,7 +8,8 @@ image". The vision side stays frozen, so its output is computed once per image.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +28,13 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.images import UnreadableImage, read_image
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
+from recbole_tpad.backbones.lora import (
+    LoraSettings,
+    adapter_parameters,
+    add_towers,
+    merged,
+    word_spread,
+)
 from recbole_tpad.backbones.native_images import around_images, as_output, pooled_features
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
@@ -142,6 +149,12 @@ class NativeBackbone(Backbone):
         """Make a tower the active one."""
         self.active = tower
         self.model.set_adapter(tower)
+
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode: its adapter is in the weights."""
+        with super().encoding(tower), merged(self.model):
+            yield
 
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower."""

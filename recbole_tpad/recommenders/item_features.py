@@ -100,7 +100,7 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
             f"item_embeddings_modalities goes with one store, not with '{name}'. Leave it out."
         )
     stores = [open_store(_store_path(part, folder)) for part in names]
-    tokens = [str(t) for t in dataset.field2id_token[dataset.iid_field][1:]]
+    tokens = np.asarray(dataset.field2id_token[dataset.iid_field][1:]).astype(str).tolist()
     parts = []
     for part, store in zip(names, stores, strict=True):
         _check_origin(store, part, dataset)
@@ -128,13 +128,14 @@ class _Aligned:
 
 
 def _positions(store: ItemEmbeddings, name: str, tokens: list[str]) -> npt.NDArray[np.int64]:
-    missing = store.missing(tokens)
-    if missing:
+    found = store.find(tokens)
+    missing = np.flatnonzero(found < 0)
+    if missing.size:
         raise InputError(
             f"Item embeddings '{name}' miss {len(missing)} of the data set's {len(tokens)} items, "
-            f"first: {', '.join(missing[:5])}. {_embed_again(store)}"
+            f"first: {', '.join(tokens[k] for k in missing[:5])}. {_embed_again(store)}"
         )
-    return store.positions(tokens)
+    return found
 
 
 def _read(parts: Sequence[_Aligned]) -> Float32:

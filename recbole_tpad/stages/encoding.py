@@ -98,7 +98,6 @@ def token_batches(lengths: torch.Tensor, tokens: int) -> list[torch.Tensor]:
     return [*batches, order[start:]] if len(order) else []
 
 
-@torch.no_grad()
 def encode_shards(
     backbone: Backbone,
     items: Sequence[Item],
@@ -124,8 +123,6 @@ def encode_shards(
         InputError: states that are NaN or beyond fp16, one item that does not fit into memory, a
             full or read-only disk. Finished shards stay and are not computed again.
     """
-    backbone.use(tower)
-    backbone.eval()
     team = processes()
     missing = folder.missing()
     team.wait()  # nobody writes before everyone has looked
@@ -133,7 +130,11 @@ def encode_shards(
     record = EncodingRecord()
     started = time.perf_counter()
     batches = _Batches(backbone, settings.tokens_on(device), record)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with (
+        backbone.encoding(tower),
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(1) as writer,
+    ):
         written: Future[None] | None = None
         for shard in _prepared(reader, backbone, items, folder, own, device, record):
             rows = batches.encode(shard)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,14 @@ class ItemEmbeddings:
         found: Hashes = np.load(self.path / CONTENT, allow_pickle=False)
         return found
 
+    def find(self, item_ids: Sequence[str]) -> Int64:
+        """Return the row of each item, (len(item_ids),); -1 for items the store does not hold."""
+        rows = map(self._position.get, item_ids, repeat(-1))
+        return np.fromiter(rows, dtype=np.int64, count=len(item_ids))
+
     def missing(self, item_ids: Sequence[str]) -> list[str]:
         """Return those of `item_ids` that the store does not hold, in their order."""
-        return [i for i in item_ids if i not in self._position]
+        return [item_ids[k] for k in np.flatnonzero(self.find(item_ids) < 0)]
 
     def positions(self, item_ids: Sequence[str]) -> Int64:
         """Return the row of each item, (len(item_ids),).
@@ -86,15 +92,16 @@ class ItemEmbeddings:
         Raises:
             InputError: items the store does not hold (counted, first ones named).
         """
-        missing = self.missing(item_ids)
-        if missing:
+        found = self.find(item_ids)
+        missing = np.flatnonzero(found < 0)
+        if missing.size:
             raise InputError(
                 f"{self.path} misses {len(missing)} of {len(item_ids)} items, first: "
-                f"{', '.join(missing[:5])}. It was made for another catalogue; "
-                f"run 'recbole-tpad embed --generator {self.manifest.generator}' for this one."
+                f"{', '.join(item_ids[k] for k in missing[:5])}. It was made for another "
+                f"catalogue; run 'recbole-tpad embed --generator {self.manifest.generator}' for "
+                "this one."
             )
-        place = self._position
-        return np.fromiter((place[i] for i in item_ids), dtype=np.int64, count=len(item_ids))
+        return found
 
     def rows(self, item_ids: Sequence[str], modalities: Sequence[str] | None = None) -> Float32:
         """Return the vectors of `item_ids`, modalities side by side, shape (len(item_ids), Σ dim).
