@@ -12,6 +12,7 @@ from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.files import sha256_file
 from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store
+from recbole_tpad.store.lock import recover
 from recbole_tpad.store.vector_files import Array, read_ids, read_vectors, write_vectors
 from recbole_tpad.store.writing import write_store
 
@@ -146,6 +147,7 @@ def find_store(folder: Path, name: str) -> ItemEmbeddings:
         InputError: there is none; the nearest name is suggested.
     """
     path = store_path(folder, name)
+    recover(path)
     if not path.is_dir():
         known = sorted(p.parent.name for p in (folder / "embeddings").glob("*/manifest.json"))
         listed = f" Stores there: {', '.join(known)}." if known else " There are none yet."

@@ -35,15 +35,35 @@ def writing(path: Path) -> Iterator[None]:
         descriptor = _acquire(file, path)
     _held.add(path)
     try:
-        # Temporary folders of `atomic_folder`; nobody but the holder of the lock has one.
-        ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
-        for leftover in [p for p in path.parent.iterdir() if ours.fullmatch(p.name)]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        _tidy(path)
         yield
     finally:
         _held.discard(path)
         file.unlink(missing_ok=True)  # while the lock is held: nobody else can take this file
         os.close(descriptor)
+
+
+def recover(path: Path) -> None:
+    """Put back a store whose writer was killed between the two renames of a replacement."""
+    if not path.exists() and any(p.name.endswith(".old") for p in _leftovers(path)):
+        with writing(path):
+            pass
+
+
+def _tidy(path: Path) -> None:
+    for leftover in _leftovers(path):
+        if leftover.name.endswith(".old") and not path.exists():
+            leftover.replace(path)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """Temporary folders of `atomic_folder`; nobody but the holder of the lock has one."""
+    if not path.parent.is_dir():
+        return []
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    return [p for p in path.parent.iterdir() if ours.fullmatch(p.name)]
 
 
 def _acquire(file: Path, path: Path) -> int:
