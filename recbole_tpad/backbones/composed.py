@@ -41,7 +41,14 @@ from recbole_tpad.backbones.prompts import (
     PromptEncoder,
     PromptTemplate,
 )
-from recbole_tpad.backbones.readout import answer_loss, encoded, positions, summary_states
+from recbole_tpad.backbones.readout import (
+    ReadPositions,
+    answer_loss,
+    encoded,
+    positions,
+    summary_columns,
+    summary_states,
+)
 from recbole_tpad.backbones.vision import VisionEncoder
 from recbole_tpad.data import Item
 
@@ -181,7 +188,13 @@ class ComposedBackbone(Backbone):
     def encode(self, batch: ComposedBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
         head = self.language_model.get_output_embeddings()
-        return encoded(batch.prompts, self.hidden(*batch), self.readout, head, self.scale_now)
+        if not torch.is_grad_enabled() and batch.prompts.plain:
+            read = ReadPositions(self.language_model.get_base_model().get_decoder())
+            with read.only(summary_columns(batch.prompts, self.readout)):
+                hidden = self.hidden(*batch)
+        else:
+            hidden = self.hidden(*batch)
+        return encoded(batch.prompts, hidden, self.readout, head, self.scale_now)
 
     def predict(
         self,
