@@ -89,7 +89,7 @@ def ours(backbone: Backbone, items: list[Item], device: torch.device = CPU) -> d
             Path(scratch),
             [i.item_id for i in items],
             backbone.widths,
-            settings.shard_of(len(items)),
+            settings.shard_items,
         )
         encode_shards(backbone, items, folder, settings, device)
         return {name: np.asarray(rows) for name, rows in folder.arrays.items()}
@@ -391,7 +391,7 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=512, help="Scientific items encoded")
+    parser.add_argument("--texts", type=int, default=1024, help="Scientific items encoded")
     parser.add_argument("--copies", type=int, default=1, help="of Scientific for the update")
     parser.add_argument("--only", help="parts, separated by commas")
     args = parser.parse_args()

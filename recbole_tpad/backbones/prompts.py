@@ -226,8 +226,8 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """Copy to a device."""
-        tensors = (self.ids, self.mask, self.labels, self.answer_start)
-        return PromptBatch(*(t.to(device) for t in tensors), plain=self.plain)
+        tensors = [t.to(device) for t in (self.ids, self.mask, self.labels, self.answer_start)]
+        return PromptBatch(tensors[0], tensors[1], tensors[2], tensors[3], self.plain)
 
 
 def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:

@@ -118,7 +118,7 @@ def encode(
     manner = encoding_sha256(settings.encoding, device)
     name = sha256_json([settings.key, manner, ids, content.tobytes().hex()])
     folder = ShardFolder(
-        work / f"encoding-{name[:16]}", ids, backbone.widths, settings.encoding.shard_of(len(ids))
+        work / f"encoding-{name[:16]}", ids, backbone.widths, settings.encoding.shard_items
     )
     return folder, encode_shards(backbone, items, folder, settings.encoding, device)
 

@@ -7,7 +7,6 @@ happens to be free.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,6 @@ from recbole_tpad.settings import at_least
 from recbole_tpad.stages.processes import processes
 from recbole_tpad.store.shards import SHARD_ITEMS, ShardFolder
 
-_FEWEST, _SHARDS = 128, 8  # some shards, for several processes and so that work overlaps
 # Padded tokens a batch: enough to keep a GPU's matrix units busy; on a CPU what its cache holds.
 _DEFAULT_TOKENS = {"cuda": 16384, "cpu": 2048}
 
@@ -35,20 +33,15 @@ class EncodingSettings:
     Attributes:
         batch_tokens: items side by side times the longest of them; 0: 16384 on a GPU, 2048 on a
             CPU. Moves results by less than fp16's rounding.
-        shard_items: items a file, and what a kill costs at most; 0: an eighth of the items, but
-            no fewer than 128 and no more than 1024.
+        shard_items: items a file, and what a kill costs at most.
     """
 
     batch_tokens: int = 0
-    shard_items: int = 0
+    shard_items: int = SHARD_ITEMS
 
     def __post_init__(self) -> None:
         at_least("encoding", 0, batch_tokens=self.batch_tokens)
-        at_least("encoding", 0, shard_items=self.shard_items)
-
-    def shard_of(self, items: int) -> int:
-        """Items a file of so many."""
-        return self.shard_items or min(SHARD_ITEMS, max(_FEWEST, math.ceil(items / _SHARDS)))
+        at_least("encoding", 1, shard_items=self.shard_items)
 
     def tokens_on(self, device: torch.device) -> int:
         """The budget on a device."""

@@ -84,7 +84,7 @@ class ItemEmbeddings:
 
     def missing(self, item_ids: Sequence[str]) -> list[str]:
         """Return those of `item_ids` that the store does not hold, in their order."""
-        return [item_ids[k] for k in np.flatnonzero(self.find(item_ids) < 0)]
+        return [item_ids[k] for k in np.flatnonzero(self.find(item_ids) < 0).tolist()]
 
     def positions(self, item_ids: Sequence[str]) -> Int64:
         """Return the row of each item, (len(item_ids),).
@@ -97,7 +97,7 @@ class ItemEmbeddings:
         if missing.size:
             raise InputError(
                 f"{self.path} misses {len(missing)} of {len(item_ids)} items, first: "
-                f"{', '.join(item_ids[k] for k in missing[:5])}. It was made for another "
+                f"{', '.join(item_ids[k] for k in missing[:5].tolist())}. It was made for another "
                 f"catalogue; run 'recbole-tpad embed --generator {self.manifest.generator}' for "
                 "this one."
             )
