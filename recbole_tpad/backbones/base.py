@@ -101,6 +101,10 @@ class Inputs(ABC):
     def prepare(self, *, train_base: bool) -> None:  # noqa: B027 (most kinds need nothing)
         """Get ready for stage 1; with `train_base` nothing computed by the base may be kept."""
 
+    def read_images(self) -> None:  # noqa: B027
+        """Read every image and run the frozen vision side on it, unless that is kept: all of a
+        batch's work that needs no tower."""
+
     def freeze(self) -> None:  # noqa: B027
         """The base does not change any more: what only it computes may be kept from now on."""
 
@@ -207,6 +211,14 @@ class Backbone(nn.Module, ABC):
             self.eval()
             for parameter in self.parameters():
                 parameter.requires_grad_(False)
+
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode, without gradients."""
+        self.use(tower)
+        self.eval()
+        with torch.no_grad():
+            yield
 
     @property
     def scale_now(self) -> float:

@@ -7,7 +7,8 @@ the rows of the two summary tokens, and the visual tokens that stand for "no ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -24,7 +25,13 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.composed_inputs import ComposedBatch, ComposedInputs
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
+from recbole_tpad.backbones.lora import (
+    LoraSettings,
+    adapter_parameters,
+    add_towers,
+    merged,
+    word_spread,
+)
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
     TEXT_SUMMARY,
@@ -34,7 +41,14 @@ from recbole_tpad.backbones.prompts import (
     PromptEncoder,
     PromptTemplate,
 )
-from recbole_tpad.backbones.readout import answer_loss, encoded, positions, summary_states
+from recbole_tpad.backbones.readout import (
+    ReadPositions,
+    answer_loss,
+    encoded,
+    positions,
+    summary_columns,
+    summary_states,
+)
 from recbole_tpad.backbones.vision import VisionEncoder
 from recbole_tpad.data import Item
 
@@ -117,6 +131,12 @@ class ComposedBackbone(Backbone):
         self.active = tower
         self.language_model.set_adapter(tower)
 
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode: its adapter is in the weights."""
+        with super().encoding(tower), merged(self.language_model):
+            yield
+
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower."""
         found = adapter_parameters(self.language_model, tower)
@@ -168,7 +188,13 @@ class ComposedBackbone(Backbone):
     def encode(self, batch: ComposedBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
         head = self.language_model.get_output_embeddings()
-        return encoded(batch.prompts, self.hidden(*batch), self.readout, head, self.scale_now)
+        if not torch.is_grad_enabled() and batch.prompts.plain:
+            read = ReadPositions(self.language_model.get_base_model().get_decoder())
+            with read.only(summary_columns(batch.prompts, self.readout)):
+                hidden = self.hidden(*batch)
+        else:
+            hidden = self.hidden(*batch)
+        return encoded(batch.prompts, hidden, self.readout, head, self.scale_now)
 
     def predict(
         self,
@@ -223,13 +249,16 @@ class ComposedBackbone(Backbone):
             has_image: (B,) bool.
         """
         words = self._inputs(batch, visual, has_image)
+        if not torch.is_grad_enabled() and batch.plain:
+            # What is causal sees no padding on the right: no mask, and the fastest kernel.
+            return self._decode(words, None, None)[0]
         return self._decode(words, self.attention_mask(batch), positions(batch.mask))[0]
 
     def _decode(
         self,
         words: torch.Tensor,
-        mask: torch.Tensor,
-        places: torch.Tensor,
+        mask: torch.Tensor | None,
+        places: torch.Tensor | None,
         cache: DynamicCache | None = None,
     ) -> tuple[torch.Tensor, DynamicCache | None]:
         """Last-layer states (B, L, H) of word vectors after what the cache holds; the cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.prompts import Prompt, PromptBatch, collate
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
-from recbole_tpad.files import sha256_file
+from recbole_tpad.data.image_hashes import image_sha256
 
 if TYPE_CHECKING:
     from recbole_tpad.backbones.composed import ComposedBackbone
@@ -43,15 +44,24 @@ class ComposedInputs(Inputs):
         self.items = items
         self.device = device
         self._backbone = backbone
-        self._prompts = [backbone.prompts.prompt(item) for item in items]
         self._state_prompts = [
-            Prompt(backbone.prompts.states_prompt(item), [], asks=False) for item in items
+            Prompt(ids, [], asks=False) for ids in backbone.prompts.states_prompts(items)
         ]
         self.unreadable = {}
         self.has_image = torch.tensor([item.image is not None for item in items])
-        self.has_answer = torch.tensor([bool(p.answer) for p in self._prompts])
+        asked = [bool(backbone.prompts.answer_text(item)) for item in items]
+        self.has_answer = torch.tensor(asked)
         self._pixels: torch.Tensor | None = None
         self._features: torch.Tensor | None = None
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        """Prompts with answers: for training and generation, encoding does not pay for them."""
+        lead, answer = self._backbone.prompts.answer_lead, self._backbone.prompts.answer
+        return [
+            Prompt(states.ids + lead, answer(item))
+            for states, item in zip(self._state_prompts, self.items, strict=True)
+        ]
 
     def prepare(self, *, train_base: bool) -> None:
         """Pixels, and the standardisation they ask for, or features of the frozen encoder."""
@@ -62,6 +72,10 @@ class ComposedInputs(Inputs):
         batches = self.pixel_batches()
         if batches:
             self._backbone.vision.standardise(batches)
+
+    def read_images(self) -> None:
+        """Keep the vision features."""
+        self.cache_features()
 
     def freeze(self) -> None:
         """Keep the vision features from now on."""
@@ -98,7 +112,7 @@ class ComposedInputs(Inputs):
         kept = self._backbone.vision_cache
         cache = VisionCache() if kept is None else kept
         rows = torch.nonzero(self.has_image).flatten().tolist()
-        image_of = {r: sha256_file(self._path(r)) for r in rows}
+        image_of = {r: image_sha256(self._path(r)) for r in rows}
         new = {image: r for r, image in image_of.items() if image not in cache}
         wanted = torch.tensor(sorted(new.values()), dtype=torch.int64)
         parts = wanted.split(chunk) if len(wanted) else ()

@@ -98,6 +98,11 @@ class EncoderInputs(Inputs):
             lower[self._places(rows)[mask.cpu().bool()]] = states[mask.bool()].half().cpu()
         self._lower = lower
         self._pooled.clear()
+        self.read_images()
+
+    @torch.no_grad()
+    def read_images(self) -> None:
+        """Run the image encoder over every image."""
         if self._backbone.image is not None:
             self._features = self._image_features()
 
@@ -127,7 +132,8 @@ class EncoderInputs(Inputs):
     def _by_parts(self, rows: torch.Tensor) -> torch.Tensor:
         """Pooled states in parts of similar length: half of a batch would be padding otherwise."""
         order = torch.argsort(self._lengths[rows], stable=True)
-        parts = rows[order].split(_PART)
+        # Without gradients rows come in batches of one length already.
+        parts = rows[order].split(_PART if torch.is_grad_enabled() else len(rows))
         states = torch.cat([self._backbone.pooled(*self._token_states(part)) for part in parts])
         return states[torch.argsort(order).to(self.device)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -62,6 +64,29 @@ def add_towers(
     for tower in TOWERS[1:]:
         adapted.add_adapter(tower, config)
     return adapted
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within the context the active adapter is part of the weights; then they are as before.
+
+    Nothing changes in half precision: there the sum would be rounded, and the towers differ by
+    less than that.
+    """
+    kept = []
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            if weight.dtype == torch.float32:
+                kept.append((layer, weight, weight.data))
+                weight.data = weight.data.clone()
+                layer.merge()
+    try:
+        yield
+    finally:
+        for layer, weight, data in kept:
+            weight.data = data
+            layer.merged_adapters.clear()
 
 
 def adapter_parameters(model: nn.Module, tower: str) -> dict[str, nn.Parameter]:

@@ -8,7 +8,8 @@ image". The vision side stays frozen, so its output is computed once per image.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +28,13 @@ from recbole_tpad.backbones.base import (
     Prediction,
 )
 from recbole_tpad.backbones.images import UnreadableImage, read_image
-from recbole_tpad.backbones.lora import LoraSettings, adapter_parameters, add_towers, word_spread
+from recbole_tpad.backbones.lora import (
+    LoraSettings,
+    adapter_parameters,
+    add_towers,
+    merged,
+    word_spread,
+)
 from recbole_tpad.backbones.native_images import around_images, as_output, pooled_features
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
@@ -43,8 +50,8 @@ from recbole_tpad.backbones.prompts import (
 from recbole_tpad.backbones.readout import encoded, positions
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
+from recbole_tpad.data.image_hashes import image_sha256
 from recbole_tpad.errors import InputError
-from recbole_tpad.files import sha256_file
 
 NO_IMAGE_TOKENS = 8  # learned vectors in the place of an absent image (assumption)
 # Sizes that the model reads beside the pixels, for positions; kept with the features.
@@ -142,6 +149,12 @@ class NativeBackbone(Backbone):
         """Make a tower the active one."""
         self.active = tower
         self.model.set_adapter(tower)
+
+    @contextmanager
+    def encoding(self, tower: str) -> Iterator[None]:
+        """Within the context a tower does nothing but encode: its adapter is in the weights."""
+        with super().encoding(tower), merged(self.model):
+            yield
 
     def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that belongs to a tower."""
@@ -302,6 +315,10 @@ class NativeInputs(Inputs):
         """Compute every image's features."""
         self.freeze()
 
+    def read_images(self) -> None:
+        """Compute every image's features."""
+        self.freeze()
+
     def freeze(self, chunk: int = 64) -> None:
         """Compute every image's features."""
         rows = range(0, len(self.items), chunk)
@@ -363,7 +380,7 @@ class NativeInputs(Inputs):
                 continue
             path = cast(Path, self.items[row].image)
             try:
-                image = sha256_file(path)
+                image = image_sha256(path)
                 if image not in self._cache and image not in new:
                     new[image] = self._backbone.image_features(read_image(path), self.device)
                 self._images[row] = image

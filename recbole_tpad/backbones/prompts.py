@@ -138,7 +138,9 @@ class PromptEncoder:
 
     def after_image(self, item: Item) -> list[int]:
         """Ids between the image and the text summary token, with both summary tokens."""
-        text = self._ids(" " + self._template.text_of(item), from_catalogue=True)
+        return self._around(self._ids(" " + self._template.text_of(item), from_catalogue=True))
+
+    def _around(self, text: list[int]) -> list[int]:
         return [
             *self._to_image_summary,
             IMAGE_SUMMARY,
@@ -151,6 +153,15 @@ class PromptEncoder:
     def states_prompt(self, item: Item) -> list[int]:
         """Ids up to and including the text summary token: all that the exported states need."""
         return [*self._lead, *[VISUAL_TOKEN] * self._visual_tokens, *self.after_image(item)]
+
+    def states_prompts(self, items: Sequence[Item]) -> list[list[int]]:
+        """`states_prompt` of many items, tokenised in one call."""
+        if not items:
+            return []
+        texts = [" " + self._template.text_of(item) for item in items]
+        found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        before = [*self._lead, *[VISUAL_TOKEN] * self._visual_tokens]
+        return [before + self._around(text) for text in found["input_ids"]]
 
     def answer(self, item: Item) -> list[int]:
         """The gold answer with the end-of-sequence token; empty where there is none."""
@@ -200,12 +211,14 @@ class PromptBatch:
         labels: (B, L) int64, answer ids where a loss is due, IGNORED_LABEL elsewhere.
         answer_start: (B,) int64, column of the first answer token (or where it would be); beyond
             the last column where nothing is asked.
+        plain: nothing is asked and padding is on the right.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor
     answer_start: torch.Tensor
+    plain: bool = False
 
     def summary_positions(self, marker: int) -> torch.Tensor:
         """Column of the marker in each row, shape (B,)."""
@@ -213,7 +226,8 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """Copy to a device."""
-        return PromptBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = [t.to(device) for t in (self.ids, self.mask, self.labels, self.answer_start)]
+        return PromptBatch(tensors[0], tensors[1], tensors[2], tensors[3], self.plain)
 
 
 def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
@@ -232,7 +246,8 @@ def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
         answer_start[row] = first if prompt.asks else length + 1
         if prompt.answer:
             labels[row, first : first + len(prompt.answer)] = torch.tensor(prompt.answer)
-    return PromptBatch(ids, mask, labels, answer_start)
+    plain = not left and not any(p.asks or p.answer for p in prompts)
+    return PromptBatch(ids, mask, labels, answer_start, plain)
 
 
 class GreedyAnswers:

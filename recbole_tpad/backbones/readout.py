@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,11 +23,57 @@ def summary_states(
 ) -> dict[str, torch.Tensor]:
     """Modality → (B, H) states at (or 'before') the summary tokens of states (B, L, H)."""
     rows = torch.arange(len(hidden), device=hidden.device)
+    visual, text = summary_columns(batch, readout).unbind(1)
+    return {"visual": hidden[rows, visual], "text": hidden[rows, text]}
+
+
+def summary_columns(batch: PromptBatch, readout: str) -> torch.Tensor:
+    """(B, 2) columns at which the visual and the text state are read."""
     shift = 1 if readout == "before" else 0
-    return {
-        "visual": hidden[rows, batch.summary_positions(IMAGE_SUMMARY) - shift],
-        "text": hidden[rows, batch.summary_positions(TEXT_SUMMARY) - shift],
-    }
+    places = [batch.summary_positions(m) - shift for m in (IMAGE_SUMMARY, TEXT_SUMMARY)]
+    return torch.stack(places, dim=1)
+
+
+class ReadPositions:
+    """Spares a decoder's last layer the work on positions that nobody reads.
+
+    What follows attention in a layer (module `mlp`) treats every position alone, so in the last
+    one it is needed only where states are read; elsewhere it is left out. Decoders that are built
+    otherwise run as they are.
+
+    Args:
+        decoder: of a causal language model.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        layers = getattr(decoder, "layers", None)
+        last = layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
+        self._mlp = getattr(last, "mlp", None)
+
+    @contextmanager
+    def only(self, columns: torch.Tensor) -> Iterator[None]:
+        """Within the context only these columns (B, n) of last-layer states are right."""
+        mlp = self._mlp
+        if not isinstance(mlp, nn.Module):
+            yield
+            return
+        whole = mlp.forward
+
+        def some(states: torch.Tensor, *more: Any, **named: Any) -> Any:
+            if more or named or states.shape[0] != len(columns):
+                return whole(states, *more, **named)
+            rows = torch.arange(len(columns), device=states.device)[:, None]
+            found = whole(states[rows, columns])
+            if not isinstance(found, torch.Tensor):
+                return whole(states)
+            # Zeros are what an absent mlp adds.
+            return states.new_zeros(()).expand_as(states).index_put((rows, columns), found)
+
+        mlp.forward = some
+        try:
+            yield
+        finally:
+            del mlp.forward
 
 
 def answer_loss(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from recbole_tpad.cli.looking import add_looking
 from recbole_tpad.cli.parser import Command, Commands, Overrides, add_dataset
+from recbole_tpad.errors import InputError
 
 
 def add_commands(commands: Commands) -> None:
@@ -25,14 +26,22 @@ def add_commands(commands: Commands) -> None:
     embed.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters, memory, steps and expected time; load nothing",
+        help="print items, tokens, operations, expected time, memory, disk; load nothing",
     )
-    embeddings = commands.add("embeddings", None, "Bring, take and check item embeddings.")
-    _add_exchange(embeddings)
+    embed.add_argument(
+        "--update",
+        action="store_true",
+        help="encode only new and changed items with the store's own tower, drop deleted ones",
+    )
+    embeddings = commands.add(
+        "embeddings", None, "Bring, take, check, compare and search item embeddings."
+    )
+    actions = embeddings.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _add_exchange(actions)
+    add_looking(actions)
 
 
-def _add_exchange(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+def _add_exchange(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -53,14 +62,15 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, help=".npy .npz .safetensors .parquet .itememb"
     )
     take.add_argument("--modalities", help="separated by commas; default: all")
-    add("info", _info, "Print a store's manifest.")
-    add("verify", _verify, "Recompute a store's hashes and compare it with the data set.")
 
 
 def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
     from recbole_tpad.generators.embed import embed, plan_embedding, read_run
     from recbole_tpad.generators.registry import parse_overrides
 
+    if args.update:
+        _update(args, overrides)
+        return
     if args.dry_run:
         values = parse_overrides(overrides)
         for line in plan_embedding(args.data_path, args.dataset, args.generator, overrides=values):
@@ -91,6 +101,26 @@ def _embed(args: argparse.Namespace, overrides: Overrides) -> None:
         print(f"  warning: {warning}", file=sys.stderr)
 
 
+def _update(args: argparse.Namespace, overrides: Overrides) -> None:
+    from recbole_tpad.generators.update import plan_update, update
+
+    if overrides:
+        raise InputError(
+            f"--update encodes with the store's own tower and settings; --{next(iter(overrides))} "
+            "would change them. Leave it out, or embed without --update."
+        )
+    name = args.name or Path(args.generator).stem
+    if args.dry_run:
+        print("\n".join(plan_update(args.data_path, args.dataset, name)))
+        return
+    done = update(args.data_path, args.dataset, name)
+    if os.environ.get("RANK", "0") == "0":
+        manifest = done.store.manifest
+        print(f"{done.store.path}: {manifest.items:,} items, role {manifest.role}")
+        for line in done.lines():
+            print(f"  {line}")
+
+
 def _import(args: argparse.Namespace, _: Overrides) -> None:
     from recbole_tpad.store import import_embeddings
 
@@ -118,22 +148,3 @@ def _export(args: argparse.Namespace, _: Overrides) -> None:
     modalities = args.modalities.split(",") if args.modalities else None
     for path in export_embeddings(store, args.output, modalities):
         print(path)
-
-
-def _info(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.data import open_items
-    from recbole_tpad.store import find_store
-
-    store = find_store(open_items(args.data_path, args.dataset).path, args.name)
-    content = {"sha256": store.sha256, **store.manifest.to_json()}
-    print(json.dumps(content, indent=1, ensure_ascii=False))
-
-
-def _verify(args: argparse.Namespace, _: Overrides) -> None:
-    from recbole_tpad.data import open_items
-    from recbole_tpad.store import find_store, verify_embeddings
-
-    folder = open_items(args.data_path, args.dataset)
-    store = find_store(folder.path, args.name)
-    for line in verify_embeddings(store, folder):
-        print(f"{store.path.name}: {line}")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from recbole_tpad.data import Item
+from recbole_tpad.data.thumbnails import thumbnail
 from recbole_tpad.evaluation.suite import RunSpec
-
-THUMBNAIL = 56  # pixels, the longer side
 
 
 def examples(
@@ -58,7 +52,7 @@ def examples(
         "rows": [{"model": model, "item_embeddings": store} for model, store in chosen],
         "sessions": sessions,
         "items": {
-            item.item_id: {"title": item.title, "image": _thumbnail(item.image)}
+            item.item_id: {"title": item.title, "image": thumbnail(item.image)}
             for item in items
             if item.item_id in used
         },
@@ -70,18 +64,3 @@ def _ids(session: Mapping[str, Any]) -> Iterable[str]:
     yield session["target"]
     for row in session["shown"]:
         yield from row["top"]
-
-
-def _thumbnail(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=75)
-    except OSError:
-        # An image that is gone since the conversion is no reason to lose a suite's results.
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

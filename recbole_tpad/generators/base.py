@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from recbole_tpad.data import DatasetFolder, Item
-from recbole_tpad.files import sha256_file
+from recbole_tpad.data.image_hashes import image_sha256
+from recbole_tpad.store.item_embeddings import Hashes
+from recbole_tpad.store.shards import SHARD_ITEMS, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +19,22 @@ class Encoded:
     """Item vectors with what determined them.
 
     Attributes:
-        arrays: modality → (N, dim), rows in the data set's item order.
+        arrays: modality → (N, dim) array, or rows on disk, in the data set's item order.
         role: the store's role (K0, K1, other).
         uses_sessions: whether training sessions had any influence.
         inputs: name → SHA-256 of everything that determined the vectors.
+        content: hash of what was read of each item, (N, 16), where items can be encoded one by one.
+        scratch: folder of the rows, to be removed once they are in a store.
+        shard_items: rows a file.
     """
 
-    arrays: dict[str, npt.NDArray[np.floating]]
+    arrays: Mapping[str, Rows]
     role: str
     uses_sessions: bool
     inputs: dict[str, str]
+    content: Hashes | None = None
+    scratch: Path | None = None
+    shard_items: int = SHARD_ITEMS
 
 
 @dataclass(slots=True)
@@ -72,6 +77,6 @@ def items_sha256(items: Iterable[Item], *, images: bool, keywords: bool) -> str:
         if keywords:
             parts.append("\x1e".join(item.keywords))
         if images:
-            parts.append(sha256_file(item.image) if item.image else "")
+            parts.append(image_sha256(item.image) if item.image else "")
         digest.update("\x1f".join(parts).encode() + b"\n")
     return digest.hexdigest()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from recbole_tpad.files import write_json
 from recbole_tpad.generators.base import RunRecord
 from recbole_tpad.generators.registry import make_generator
 from recbole_tpad.store import ItemEmbeddings, open_store, store_path, write_store
+from recbole_tpad.store.lock import writing
+from recbole_tpad.store.shards import naming_disk_errors
 
 
 def embed(
@@ -46,40 +50,74 @@ def embed(
     label = Path(generator).stem
     path = store_path(folder.path, name or label)
     inputs = made.fingerprint(folder)
-    # Written last: a run killed before it is completed from its stages.
-    if (path / "run.json").is_file():
-        try:
-            store = open_store(path)
-            store.verify()
-        except InputError:
-            store = None
-        if store is not None and store.manifest.inputs == dict(sorted(inputs.items())):
+    with one_writer(path):
+        store = _finished(path, inputs)
+        if store is not None:
             return store
-    started = time.perf_counter()
-    record = RunRecord()
-    encoded = made.generate(folder, folder.path / "stages", record)
-    if not _first_process():
-        return open_store(path)
-    store = write_store(
-        path,
-        folder.item_ids,
-        encoded.arrays,
-        role=encoded.role,
-        generator=label,
-        dataset=folder.name,
-        split_fingerprint=folder.split_fingerprint if encoded.uses_sessions else None,
-        inputs=encoded.inputs,
-    )
-    run = {
-        "generator": label,
-        "seconds": time.perf_counter() - started,
-        "stages": record.stages,
-        "generation_rate": record.generation_rate,
-        "warnings": record.warnings,
-    }
-    write_json(path / "run.json", run)
-    _release_others()
+        started = time.perf_counter()
+        record = RunRecord()
+        encoded = made.generate(folder, folder.path / "stages", record)
+        if not first_process():
+            return open_store(path)
+        store = write_store(
+            path,
+            folder.item_ids,
+            encoded.arrays,
+            role=encoded.role,
+            generator=label,
+            dataset=folder.name,
+            split_fingerprint=folder.split_fingerprint if encoded.uses_sessions else None,
+            inputs=encoded.inputs,
+            content=encoded.content,
+            shard_items=encoded.shard_items,
+        )
+        run = {
+            "generator": label,
+            "seconds": time.perf_counter() - started,
+            "stages": record.stages,
+            "generation_rate": record.generation_rate,
+            "warnings": record.warnings,
+        }
+        write_run(store, run, encoded.scratch)
+    release_others()
     return store
+
+
+def _finished(path: Path, inputs: Mapping[str, str]) -> ItemEmbeddings | None:
+    """The store, if it is there and whole and was made from these inputs."""
+    # run.json is written last: a run killed before it is completed from its stages.
+    if not (path / "run.json").is_file():
+        return None
+    try:
+        store = open_store(path)
+        if store.manifest.inputs != dict(sorted(inputs.items())):
+            return None
+        store.verify()
+    except InputError:
+        return None
+    return store
+
+
+def write_run(store: ItemEmbeddings, run: Mapping[str, Any], scratch: Path | None) -> None:
+    """Write ``run.json``, the last file of a store, and remove what it was made from."""
+    with naming_disk_errors(store.path / "run.json"):
+        write_json(store.path / "run.json", run)
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Of this and other commands one at a time writes a store; processes of one launcher share.
+
+    Raises:
+        InputError: another command is writing it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with writing(path):
+        yield
 
 
 def plan_embedding(
@@ -102,7 +140,7 @@ def plan_embedding(
     return lines
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """Whether this process writes; another one waits until it has."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
@@ -114,7 +152,8 @@ def _first_process() -> bool:
     return True
 
 
-def _release_others() -> None:
+def release_others() -> None:
+    """Let the other processes of a launcher go on, once the store is there."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from recbole_tpad.stages.processes import processes
 

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import recbole_tpad
 from recbole_tpad.backbones.answer_heads import LabelTable
-from recbole_tpad.backbones.base import Backbone, Inputs
+from recbole_tpad.backbones.base import Backbone
 from recbole_tpad.backbones.checkpoints import checkpoint_files, revisions
 from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.prompts import PromptTemplate
@@ -31,10 +31,20 @@ from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
+from recbole_tpad.generators.drift import Baseline
+from recbole_tpad.generators.tpad_inputs import ItemInputs
 from recbole_tpad.generators.tpad_plan import PlannedStages, plan
+from recbole_tpad.generators.tpad_tower import (
+    TowerSettings,
+    encode,
+    encoding_sha256,
+    encoding_stage,
+    save_tower,
+)
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
 from recbole_tpad.stages.alignment_summary import alignment_summary
+from recbole_tpad.stages.encoding import EncodingSettings
 from recbole_tpad.stages.generation_rate import measure
 from recbole_tpad.stages.held_out import split_holdout
 from recbole_tpad.stages.inputs import encode_states
@@ -57,7 +67,7 @@ class TpadSettings:
     """A TPAD run, as in ``properties/generator/tpad*.yaml``.
 
     Attributes:
-        backbone, knowledge, transition, alignment: settings of the parts.
+        backbone, knowledge, transition, alignment, encoding: settings of the parts.
         use_images, use_text: False removes that modality from every item (−Img, −Text).
         no_knowledge: without stage 1: K(0) is the tower as it is loaded (w/o K).
         no_transition: without stage 2a: K(0) is its own teacher, and no session is read (w/o T).
@@ -69,6 +79,7 @@ class TpadSettings:
     knowledge: KnowledgeSettings
     transition: TransitionSettings
     alignment: AlignmentSettings
+    encoding: EncodingSettings = EncodingSettings()  # noqa: RUF009 (frozen)
     use_images: bool = True
     use_text: bool = True
     no_knowledge: bool = False
@@ -114,18 +125,21 @@ class TpadGenerator:
 
     # -- fingerprints --------------------------------------------------------------------------
 
-    def _items(self, dataset: DatasetFolder) -> list[Item]:
-        changes: dict[str, Any] = {}
-        if not self._settings.use_images:
-            changes["image"] = None
-        if not self._settings.use_text:
-            changes |= {"title": "", "brand": "", "description": ""}
-        items = []
-        for item in dataset.items:
-            gone = item.image is not None and not item.image.is_file()
-            own: dict[str, Any] = {"image": None} if gone else {}
-            items.append(dataclasses.replace(item, **(own | changes)))
-        return items
+    def _tower(self, backbone: BackboneSettings, fingerprints: dict[str, str]) -> TowerSettings:
+        settings = self._settings
+        return TowerSettings(
+            backbone,
+            key=fingerprints.get("tower", ""),
+            base=fingerprints.get("backbone", ""),
+            train_base=settings.knowledge.train_base and not settings.no_knowledge,
+            use_images=settings.use_images,
+            use_text=settings.use_text,
+            encoding=settings.encoding,
+            trained_on=fingerprints.get("split"),
+        )
+
+    def _as_read(self, dataset: DatasetFolder) -> list[Item]:
+        return self._tower(self._settings.backbone, {}).as_read(dataset.items)
 
     def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
         settings = self._settings
@@ -152,11 +166,13 @@ class TpadGenerator:
             found |= {"split": split, "transition": transition}
         if not settings.no_alignment:
             found["alignment"] = stage("alignment", settings.alignment, knowledge, transition)
+        found["tower"] = found.get("alignment", knowledge)
+        found["encoding"] = encoding_sha256(settings.encoding, self._device)
         return found
 
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
         """Fingerprints of backbone, items, split and stages."""
-        return self._fingerprints(dataset, self._items(dataset))
+        return self._fingerprints(dataset, self._as_read(dataset))
 
     def plan(self, dataset: DatasetFolder) -> list[str]:
         """Lines that say what a run would take; nothing is loaded."""
@@ -167,71 +183,80 @@ class TpadGenerator:
             settings.transition if later else None,
             settings.alignment if later else None,
         )
-        return plan(settings.backbone, stages, self._items(dataset), self._device)
+        return plan(settings.backbone, stages, self._as_read(dataset), self._device)
 
     # -- stages --------------------------------------------------------------------------------
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Run the stages that are not cached and encode all items with the final tower."""
-        items = self._items(dataset)
+        items = self._as_read(dataset)
         run = _Run(dataset, items, work, self._fingerprints(dataset, items))
         if self._settings.uses_sessions and not self._is_done(run, "transition"):
             self._pairs(run)  # sessions without a transition are refused before anything trains
         torch.manual_seed(self._settings.seed)
-        backbone = self._backbone(run)
-        inputs = backbone.inputs(items, self._device)
+        parts = self._parts(run)
+        # A base that is trained has features of its own: they must not outlive this run.
+        shared = parts.kind != "tiny" and not self._settings.knowledge.train_base
+        backbone = load_backbone(parts, items, work if shared else None).to(self._device).eval()
+        inputs = ItemInputs(backbone, items, self._device)
 
-        if self._settings.no_knowledge:
-            inputs.freeze()
-        else:
+        if not self._settings.no_knowledge:
             self._knowledge(run, backbone, inputs, record)
         if not self._settings.no_alignment:
             if self._settings.no_transition:
-                teacher = encode_states(backbone, inputs, "knowledge")
+                teacher = "knowledge"
             else:
-                teacher = self._transition(run, backbone, inputs, record)
+                self._transition(run, backbone, inputs, record)
+                teacher = "transition"
             self._alignment(run, backbone, inputs, teacher, record)
+        tower = self._tower(parts, run.fingerprints)
+        if processes().first:
+            save_tower(work, backbone, tower)
+        inputs.drop_for_encoding()
+        content = tower.content_hashes(items)
         started = time.perf_counter()
-        states = encode_states(backbone, inputs, "knowledge")
-        seconds = time.perf_counter() - started
-        rate = len(items) / seconds
-        record.stages.append(
-            {
-                "name": "encoding",
-                "seconds": seconds,
-                "history": [],
-                "summary": {"items": len(items), "items_per_second": rate},
-            }
-        )
+        shards, encoding = encode(backbone, tower, items, content, work, self._device)
+        unreadable = inputs.unreadable | encoding.unreadable
+        record.stages.append(encoding_stage(encoding, time.perf_counter() - started))
+        if unreadable:
+            reasons = "; ".join(unreadable[i] for i in sorted(unreadable)[:5])
+            record.warnings.append(
+                f"{len(unreadable):,} images cannot be read and count as absent: {reasons}"
+            )
+        baseline = tower.folder(work) / "baseline.safetensors"
+        if processes().first and not baseline.is_file():
+            Baseline.of(items, content, shards.arrays).save(baseline)
         return Encoded(
-            arrays={name: table.numpy() for name, table in states.items()},
+            arrays=dict(shards.arrays),
             role="K0" if self._settings.no_alignment else "K1",
             uses_sessions=self._settings.uses_sessions,
             inputs=run.fingerprints,
+            content=content,
+            scratch=shards.path,
+            shard_items=shards.size,
         )
 
-    def _backbone(self, run: _Run) -> Backbone:
+    def _parts(self, run: _Run) -> BackboneSettings:
+        """The backbone's settings; a tiny one is made first."""
         settings = self._settings.backbone
-        if settings.kind == "tiny":
-            disable_progress_bar()  # small local files: transformers' bars would bury ours
-            sizes = from_mapping(TinySettings, settings.tiny, "backbone.tiny")
-            template = PromptTemplate.from_config(settings.prompt)
-            scaffold = [template.scaffold()] * len(run.items)
-            texts = [_all_text(item) for item in run.items] + scaffold
-            key = sha256_json([run.fingerprints["backbone"], texts])
-            folder = run.work / f"tiny-{key[:16]}"
-            if processes().first and not (folder / "tiny.json").is_file():
-                with atomic_folder(folder) as made:
-                    create_tiny(made, texts, sizes, self._settings.seed)
-            processes().wait()
-            settings = dataclasses.replace(
-                settings,
-                vision=str(folder / "vision"),
-                language_model=str(folder / "language_model"),
-            )
-        shared = settings.kind != "tiny" and not self._settings.knowledge.train_base
-        features = run.work if shared else None
-        return load_backbone(settings, run.items, features).to(self._device).eval()
+        if settings.kind != "tiny":
+            return settings
+        disable_progress_bar()  # small local files: transformers' bars would bury ours
+        sizes = from_mapping(TinySettings, settings.tiny, "backbone.tiny")
+        template = PromptTemplate.from_config(settings.prompt)
+        scaffold = [template.scaffold()] * len(run.items)
+        texts = [_all_text(item) for item in run.items] + scaffold
+        key = sha256_json([run.fingerprints["backbone"], texts])
+        folder = run.work / f"tiny-{key[:16]}"
+        if processes().first and not (folder / "tiny.json").is_file():
+            with atomic_folder(folder) as made:
+                create_tiny(made, texts, sizes, self._settings.seed)
+        processes().wait()
+        return dataclasses.replace(
+            settings,
+            vision=str(folder / "vision"),
+            language_model=str(folder / "language_model"),
+        )
 
     def _pairs(self, run: _Run) -> MetaPairs:
         settings = self._settings.transition
@@ -273,12 +298,15 @@ class TpadGenerator:
             json.loads((folder / "stage.json").read_text(encoding="utf-8")),
         )
 
-    def _knowledge(self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord) -> None:
+    def _knowledge(
+        self, run: _Run, backbone: Backbone, made: ItemInputs, record: RunRecord
+    ) -> None:
         settings, seed = self._settings.knowledge, self._settings.seed
         parameters = trained_parameters(backbone, settings)
         fitted = backbone.fitted_buffers()
 
         def train(checkpoint: Path) -> _Stage:
+            inputs = made.get()
             inputs.prepare(train_base=settings.train_base)
             result = train_knowledge(backbone, inputs, settings, checkpoint, seed)
             weights = _copy(parameters) | _copy(fitted)
@@ -289,27 +317,25 @@ class TpadGenerator:
 
         stage = self._cached(run, "knowledge", train)
         put(parameters | fitted, stage.weights)
-        inputs.freeze()
         record.stages.append(stage.record)
-        record.generation_rate = self._generation_rate(run, backbone, inputs)
+        record.generation_rate = self._generation_rate(run, backbone, made)
         found = knowledge_warnings(record.generation_rate)
         if found and record.generation_rate is not None:
+            inputs = made.frozen()
             labelled = torch.nonzero(inputs.has_answer).flatten().tolist()
             found.append(str(probe_knowledge(backbone, inputs, labelled, parameters)))
         record.warnings += found
-        if inputs.unreadable:
-            reasons = "; ".join(inputs.unreadable[i] for i in sorted(inputs.unreadable)[:5])
-            record.warnings.append(
-                f"{len(inputs.unreadable):,} images cannot be read and count as absent: {reasons}"
-            )
 
     def _generation_rate(
-        self, run: _Run, backbone: Backbone, inputs: Inputs
+        self, run: _Run, backbone: Backbone, made: ItemInputs
     ) -> dict[str, float | None] | None:
         """Measured once per knowledge tower, kept beside it."""
         key = f"knowledge-{run.fingerprints['knowledge'][:16]}"
         file = run.work / key / "generation_rate.json"
-        if not file.is_file():
+        done = file.is_file()
+        processes().wait()  # nobody writes before everyone has looked
+        if not done:
+            inputs = made.frozen()
             settings, seed = self._settings.knowledge, self._settings.seed
             _, holdout = split_holdout(inputs.has_answer, settings.holdout, seed)
             labelled = [row for row in holdout if run.items[row].keywords]
@@ -321,12 +347,13 @@ class TpadGenerator:
         return found
 
     def _transition(
-        self, run: _Run, backbone: Backbone, inputs: Inputs, record: RunRecord
-    ) -> dict[str, torch.Tensor]:
+        self, run: _Run, backbone: Backbone, made: ItemInputs, record: RunRecord
+    ) -> None:
         settings, seed = self._settings.transition, self._settings.seed
 
         def train(checkpoint: Path) -> _Stage:
             pairs = self._pairs(run)
+            inputs = made.frozen()
             history, learned = train_transition(backbone, inputs, pairs, settings, checkpoint, seed)
             weights = _copy(backbone.tower_parameters("transition"))
             summary: dict[str, Any] = {"pairs": len(pairs)} | {
@@ -339,19 +366,21 @@ class TpadGenerator:
         put(backbone.tower_parameters("transition"), stage.weights)
         record.stages.append(stage.record)
         record.warnings += balance_warnings(stage.record["history"], "Transition")
-        return encode_states(backbone, inputs, "transition")
 
     def _alignment(
         self,
         run: _Run,
         backbone: Backbone,
-        inputs: Inputs,
-        teacher: dict[str, torch.Tensor],
+        made: ItemInputs,
+        teaching: str,
         record: RunRecord,
     ) -> None:
+        """Align the knowledge tower; `teaching` is the tower whose states it learns from."""
         settings, seed = self._settings.alignment, self._settings.seed
 
         def train(checkpoint: Path) -> _Stage:
+            inputs = made.frozen()
+            teacher = encode_states(backbone, inputs, teaching)
             before = encode_states(backbone, inputs, "knowledge")
             result = train_alignment(backbone, inputs, teacher, settings, checkpoint, seed)
             after = encode_states(backbone, inputs, "knowledge")

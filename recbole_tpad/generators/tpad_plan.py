@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,18 +14,19 @@ from recbole_tpad.backbones.encoder_loading import empty_encoder
 from recbole_tpad.backbones.native import NativeBackbone
 from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
 from recbole_tpad.backbones.sizing import count_step, empty_backbone, parameter_count, vision_flops
-from recbole_tpad.backbones.tiny import TinySettings, create_tiny
 from recbole_tpad.data import Item
 from recbole_tpad.generators.encoder_plan import encoder_plan
-from recbole_tpad.settings import from_mapping
+from recbole_tpad.generators.encoding_plan import (
+    EFFICIENCY,
+    duration,
+    made_tiny,
+    matrix_rate,
+    plan_encoding,
+)
 from recbole_tpad.stages.alignment import AlignmentSettings
 from recbole_tpad.stages.knowledge import KnowledgeSettings, trained_parameters
 from recbole_tpad.stages.transition import TransitionSettings
 
-_MATRIX = 2048
-_MATRIX_SECONDS = 0.5
-# Share of a large matrix product's rate that a whole step reaches (assumption).
-_EFFICIENCY = 0.4
 _GIGA = 1e9
 
 
@@ -44,29 +44,21 @@ def plan(
 ) -> list[str]:
     """Lines that say what a run would take.
 
-    Parameters and bytes are counted on the meta device for the longest prompts of these items;
-    time is the counted operations over the rate of a matrix product measured on the device, times
-    an assumed efficiency.
+    Parameters and bytes are counted on the
+    meta device for the longest prompts of these items; time is the counted operations over the
+    rate of a matrix product measured on the device, times an assumed efficiency.
 
     Raises:
         InputError: a part that is absent.
     """
     if backbone.kind == "tiny":
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder)
-            sizes = from_mapping(TinySettings, backbone.tiny, "backbone.tiny")
-            texts = [" ".join([i.title, i.brand, i.category, *i.keywords]) for i in items]
-            create_tiny(made, texts, sizes, 0)
-            own = replace(
-                backbone,
-                kind="composed",
-                vision=str(made / "vision"),
-                language_model=str(made / "language_model"),
-            )
-            return plan(own, stages, items, device)
+            return plan(made_tiny(Path(folder), backbone, items), stages, items, device)
+    found = plan_encoding(backbone, items, device)
     if backbone.kind == "encoder":
-        found = encoder_plan(empty_encoder(backbone, items), stages, items, backbone.dtype)
-        return [*found.lines, _steps(stages), _times(found.work, backbone.dtype, device)]
+        counted = encoder_plan(empty_encoder(backbone, items), stages, items, backbone.dtype)
+        times = _times(counted.work, backbone.dtype, device)
+        return [*counted.lines, *found.lines(), _steps(stages), times]
     empty = empty_backbone(backbone)
     lines = _sizes(empty, backbone, stages, items)
     if isinstance(empty, NativeBackbone):
@@ -74,8 +66,8 @@ def plan(
             "Time and activations: not estimated, since how many tokens an image takes depends on "
             "the images."
         )
-        return lines
-    return lines + _work(empty, backbone, stages, items, device)
+        return found.lines() + lines
+    return lines + found.lines() + _work(empty, backbone, stages, items, device)
 
 
 def _sizes(
@@ -169,31 +161,11 @@ def _steps(stages: PlannedStages) -> str:
 
 
 def _times(work: Mapping[str, float], dtype: str, device: torch.device) -> str:
-    rate = _matrix_rate(device, DTYPES[dtype])
-    seconds = {name: flops / (rate * _EFFICIENCY) for name, flops in work.items()}
+    rate = matrix_rate(device, DTYPES[dtype])
+    seconds = {name: flops / (rate * EFFICIENCY) for name, flops in work.items()}
     return (
         f"Expected time on {device.type} (a matrix product runs at {rate / 1e12:.2f} TFLOP/s "
-        f"there, {_EFFICIENCY:.0%} of it assumed): "
-        + ", ".join(f"{name} {_duration(s)}" for name, s in seconds.items())
-        + f"; {_duration(sum(seconds.values()))} in all"
+        f"there, {EFFICIENCY:.0%} of it assumed): "
+        + ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
+        + f"; {duration(sum(seconds.values()))} in all"
     )
-
-
-def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
-    left = torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device)
-    started, count, elapsed = time.perf_counter(), 0, 0.0
-    while elapsed < _MATRIX_SECONDS or count < 2:
-        found = left @ left
-        float(found[0, 0])  # waits for a GPU
-        count += 1
-        elapsed = time.perf_counter() - started
-    return 2 * _MATRIX**3 * count / elapsed
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

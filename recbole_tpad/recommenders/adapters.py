@@ -120,7 +120,8 @@ class PcaAdapter(LinearAdapter):
         pca = fit_whitened_pca(features.seen_rows(), size, features.widths)
         whitened = pca(features.rows).astype(np.float32)
         whitened[0] = 0
-        super().__init__(replace(features, rows=whitened, widths=(whitened.shape[1],)), size)
+        known = replace(features, read=lambda: whitened, widths=(whitened.shape[1],))
+        super().__init__(known, size)
         with torch.no_grad():
             self.output.bias.zero_()
             nn.init.eye_(self.output.weight)

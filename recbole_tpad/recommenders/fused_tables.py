@@ -293,7 +293,7 @@ def make_fused_table(
         if not 0 < rms < float("inf"):
             raise InputError(f"item_embeddings_scale={rms} must be positive.")
     common: dict[str, Any] = {
-        "n_items": len(features.rows),
+        "n_items": len(features.trained),
         "trained": torch.from_numpy(features.trained),
         "extra_rows": extra_rows,
         "id_dropout": dropout,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from recbole_tpad.files import sha256_json
 from recbole_tpad.presets import properties_dir, read_yaml
 from recbole_tpad.recommenders.sessions import training_fingerprint, training_item_counts
 from recbole_tpad.store import ItemEmbeddings, open_store
+from recbole_tpad.store.shards import ShardedRows
 
+Float32 = npt.NDArray[np.float32]
+
+_BLOCK = 4096
 MIN_SCALE = 1e-3  # fp16 columns that hardly vary would otherwise be blown up
 
 
@@ -35,25 +40,34 @@ class Settings:
         return self._config[key] if key in self._config else self._defaults.get(key)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ItemFeatures:
-    """Features in RecBole's item order.
+    """Features in RecBole's item order; read from disk when they are first used.
 
     Attributes:
         name: the store as the user named it.
         sha256: hash of the store's manifest.
-        rows: shape (n_items, F); row 0 (padding) is zero.
+        read: gives `rows`.
         trained: which items occur in a training session, shape (n_items,), bool.
         widths: columns of each modality, in order.
     """
 
     name: str
     sha256: str
-    rows: npt.NDArray[np.float32]
+    read: Callable[[], Float32]
     trained: npt.NDArray[np.bool_]
     widths: tuple[int, ...] = ()
 
-    def seen_rows(self) -> npt.NDArray[np.float32]:
+    @cached_property
+    def rows(self) -> Float32:
+        """Shape (n_items, F); row 0 (padding) is zero.
+
+        Raises:
+            InputError: damaged files, or rows that are not finite.
+        """
+        return self.read()
+
+    def seen_rows(self) -> Float32:
         """Return the rows of items that occur in training: what every fit may use."""
         return self.rows[self.trained] if self.trained.any() else self.rows[1:]
 
@@ -68,11 +82,12 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
         dataset: RecBole's built training data set.
 
     Returns:
-        The features, or None where ``item_embeddings`` is null.
+        The features, or None where ``item_embeddings`` is null. Of the stores everything but the
+        vectors has been read and checked.
 
     Raises:
         InputError: no such store; role T; a generator that saw another training part or another
-            data set; items without a vector; rows that are not finite.
+            data set; items without a vector.
     """
     name = config["item_embeddings"]
     if name is None:
@@ -85,38 +100,66 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
             f"item_embeddings_modalities goes with one store, not with '{name}'. Leave it out."
         )
     stores = [open_store(_store_path(part, folder)) for part in names]
-    tokens = [str(t) for t in dataset.field2id_token[dataset.iid_field][1:]]
-    found, widths = [], []
+    tokens = np.asarray(dataset.field2id_token[dataset.iid_field][1:]).astype(str).tolist()
+    parts = []
     for part, store in zip(names, stores, strict=True):
         _check_origin(store, part, dataset)
         modalities = list(store.manifest.modalities) if wanted is None else list(wanted)
-        found.append(_aligned_rows(store, part, tokens, modalities))
-        widths += [store.manifest.modalities[m] for m in modalities]
-    rows = np.concatenate(found, axis=1)
-    rows = np.concatenate([np.zeros((1, rows.shape[1]), dtype=np.float32), rows])
+        parts.append(_Aligned(store, part, modalities, _positions(store, part, tokens)))
     trained = training_item_counts(dataset) > 0
     hashes = [store.sha256 for store in stores]
     joined = hashes[0] if len(hashes) == 1 else sha256_json(hashes)
-    return ItemFeatures(str(name), joined, rows, trained, tuple(widths))
+    widths = tuple(array.shape[1] for part in parts for array in part.arrays)
+    return ItemFeatures(str(name), joined, lambda: _read(parts), trained, widths)
 
 
-def _aligned_rows(
-    store: ItemEmbeddings, name: str, tokens: list[str], modalities: list[str]
-) -> npt.NDArray[np.float32]:
-    missing = store.missing(tokens)
-    if missing:
+@dataclass(frozen=True, slots=True)
+class _Aligned:
+    """Modalities of a store, and its row of each of RecBole's items but the padding."""
+
+    store: ItemEmbeddings
+    name: str
+    modalities: list[str]
+    positions: npt.NDArray[np.int64]
+
+    @property
+    def arrays(self) -> list[ShardedRows]:
+        return [self.store.array(m) for m in self.modalities]
+
+
+def _positions(store: ItemEmbeddings, name: str, tokens: list[str]) -> npt.NDArray[np.int64]:
+    found = store.find(tokens)
+    missing = np.flatnonzero(found < 0)
+    if missing.size:
         raise InputError(
             f"Item embeddings '{name}' miss {len(missing)} of the data set's {len(tokens)} items, "
-            f"first: {', '.join(missing[:5])}. {_embed_again(store)}"
-        )
-    found = store.rows(tokens, modalities)
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
-    if bad.size:
-        raise InputError(
-            f"Item embeddings '{name}' have {bad.size} rows with NaN or infinite values, first: "
-            f"{', '.join(tokens[i] for i in bad[:5])}. {_embed_again(store)}"
+            f"first: {', '.join(tokens[k] for k in missing[:5])}. {_embed_again(store)}"
         )
     return found
+
+
+def _read(parts: Sequence[_Aligned]) -> Float32:
+    """Every row of every part, side by side, after a row of zeros."""
+    width = sum(array.shape[1] for part in parts for array in part.arrays)
+    rows = np.zeros((len(parts[0].positions) + 1, width), dtype=np.float32)
+    column = 0
+    for part in parts:
+        # All of it is about to be read: now is the time to see whether it is what was written.
+        part.store.verify(part.modalities)
+        for array in part.arrays:
+            columns = slice(column, column + array.shape[1])
+            for start in range(0, len(part.positions), _BLOCK):
+                place = part.positions[start : start + _BLOCK]
+                rows[start + 1 : start + 1 + len(place), columns] = array.take(place)
+            column = columns.stop
+            bad = np.flatnonzero(~np.isfinite(rows[1:, columns]).all(axis=1))
+            if bad.size:
+                named = ", ".join(part.store.item_ids[part.positions[k]] for k in bad[:5])
+                raise InputError(
+                    f"Item embeddings '{part.name}' have {bad.size} rows with NaN or infinite "
+                    f"values, first: {named}. {_embed_again(part.store)}"
+                )
+    return rows
 
 
 def _names(name: str, folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ def examples_section(content: Any) -> Section | None:
         )
     ]
     for session in content["sessions"]:
-        context = [tag("li", _item(items, i)) for i in session["context"]]
+        context = [tag("li", item_label(items, i)) for i in session["context"]]
         target = session["target"]
         lists = []
         for row, shown in zip(rows, session["shown"], strict=False):
@@ -34,7 +34,7 @@ def examples_section(content: Any) -> Section | None:
             best = [
                 tag(
                     "li",
-                    _item(items, i),
+                    item_label(items, i),
                     _reason(items, why),
                     class_="hit" if i == target else None,
                 )
@@ -48,7 +48,7 @@ def examples_section(content: Any) -> Section | None:
                 tag("h4", "Seen, oldest first"),
                 tag("ul", context, class_="items across"),
                 tag("h4", "Then"),
-                tag("ul", tag("li", _item(items, target)), class_="items across"),
+                tag("ul", tag("li", item_label(items, target)), class_="items across"),
                 tag("div", lists, class_="pair"),
                 class_="example",
             )
@@ -56,7 +56,8 @@ def examples_section(content: Any) -> Section | None:
     return Section("examples", "Examples", join(body))
 
 
-def _item(items: Mapping[str, Any], item_id: str) -> Html:
+def item_label(items: Mapping[str, Any], item_id: str) -> Html:
+    """Return an item's thumbnail and title; `items`: id → title and image, a data URI or None."""
     found = items.get(item_id) or {}
     title = str(found.get("title") or item_id)
     shown = title if len(title) <= 70 else title[:69] + "…"

@@ -11,8 +11,10 @@ import numpy as np
 from recbole_tpad.data import AtomicFolder, DatasetFolder, open_items
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.files import sha256_file
-from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store, write_store
+from recbole_tpad.store.item_embeddings import ItemEmbeddings, open_store
+from recbole_tpad.store.lock import recover
 from recbole_tpad.store.vector_files import Array, read_ids, read_vectors, write_vectors
+from recbole_tpad.store.writing import write_store
 
 _NAMED = 5
 
@@ -129,10 +131,12 @@ def verify_embeddings(store: ItemEmbeddings, folder: DatasetFolder | AtomicFolde
             f"{store.path} was made from another training part than that of '{folder.name}' "
             f"({str(fingerprint)[:12]}… instead of {str(folder.split_fingerprint)[:12]}…)."
         )
-    bad = ~np.isfinite(store.rows(store.item_ids)).all(axis=1)
-    if bad.any():
-        named = _listed([store.item_ids[k] for k in np.flatnonzero(bad)])
-        raise InputError(f"{store.path} has NaN or infinite values for {named}.")
+    for modality in store.manifest.modalities:
+        for place, rows in store.array(modality).shards():
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if bad.size:
+                named = _listed([store.item_ids[place.start + k] for k in bad])
+                raise InputError(f"{store.path} has NaN or infinite values for {named}.")
     extra = len(store.item_ids) - len(folder.item_ids)
     return [
         f"{len(store.manifest.files)} files are what the manifest says",
@@ -149,6 +153,7 @@ def find_store(folder: Path, name: str) -> ItemEmbeddings:
         InputError: there is none; the nearest name is suggested.
     """
     path = store_path(folder, name)
+    recover(path)
     if not path.is_dir():
         known = sorted(p.parent.name for p in (folder / "embeddings").glob("*/manifest.json"))
         listed = f" Stores there: {', '.join(known)}." if known else " There are none yet."

@@ -1,28 +1,43 @@
-"""The item-embedding store: a folder of memory-mapped fp16 arrays, item ids and a manifest."""
+"""The item-embedding store, for reading: memory-mapped fp16 shards, item ids and a manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.files import atomic_folder, sha256_file, write_json
+from recbole_tpad.files import sha256_file
 from recbole_tpad.store.manifest import Manifest
+from recbole_tpad.store.shards import ShardedRows
+
+ITEM_IDS = "item_ids.txt"
+CONTENT = "item_content.npy"
+CONTENT_BYTES = 16  # of an item's content hash
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint8]
 
 
 class ItemEmbeddings:
-    """A read-only view of a store; vectors stay on disk until rows are asked for."""
+    """A read-only view of a store; vectors stay on disk until rows are asked for.
+
+    What it reads belongs to the manifest it was opened with: once the store has been replaced,
+    reading more of it is an error.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, item_ids: list[str]) -> None:
         self.path = path
         self.manifest = manifest
         self.item_ids = item_ids
+        self._identity = self._manifest_identity()
 
     @property
     def sha256(self) -> str:
@@ -33,19 +48,60 @@ class ItemEmbeddings:
     def _position(self) -> dict[str, int]:
         return {item_id: i for i, item_id in enumerate(self.item_ids)}
 
-    def array(self, modality: str) -> npt.NDArray[np.float16]:
-        """Return a modality's memory-mapped array, shape (items, dim), fp16."""
+    def array(self, modality: str) -> ShardedRows:
+        """Return a modality's rows, shape (items, dim), fp16, read from disk as they are asked for.
+
+        Raises:
+            InputError: no such modality; when rows are read: a damaged or replaced file.
+        """
         if modality not in self.manifest.modalities:
             known = list(self.manifest.modalities)
             raise InputError(
                 f"{self.path} has no modality '{modality}'.{nearest(modality, known)} "
                 f"It has: {', '.join(known)}."
             )
-        return np.load(self.path / f"{modality}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        shape = (self.manifest.items, self.manifest.modalities[modality])
+        return ShardedRows(
+            self.path, modality, shape, self.manifest.shard_items, self._check_identity
+        )
+
+    def content_hashes(self) -> Hashes | None:
+        """Return the hash of what each item was encoded from, (items, 16) bytes; None: not known.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if CONTENT not in self.manifest.files:
+            return None
+        self._check_file(CONTENT)
+        found: Hashes = np.load(self.path / CONTENT, allow_pickle=False)
+        return found
+
+    def find(self, item_ids: Sequence[str]) -> Int64:
+        """Return the row of each item, (len(item_ids),); -1 for items the store does not hold."""
+        rows = map(self._position.get, item_ids, repeat(-1))
+        return np.fromiter(rows, dtype=np.int64, count=len(item_ids))
 
     def missing(self, item_ids: Sequence[str]) -> list[str]:
         """Return those of `item_ids` that the store does not hold, in their order."""
-        return [i for i in item_ids if i not in self._position]
+        return [item_ids[k] for k in np.flatnonzero(self.find(item_ids) < 0).tolist()]
+
+    def positions(self, item_ids: Sequence[str]) -> Int64:
+        """Return the row of each item, (len(item_ids),).
+
+        Raises:
+            InputError: items the store does not hold (counted, first ones named).
+        """
+        found = self.find(item_ids)
+        missing = np.flatnonzero(found < 0)
+        if missing.size:
+            raise InputError(
+                f"{self.path} misses {len(missing)} of {len(item_ids)} items, first: "
+                f"{', '.join(item_ids[k] for k in missing[:5].tolist())}. It was made for another "
+                f"catalogue; run 'recbole-tpad embed --generator {self.manifest.generator}' for "
+                "this one."
+            )
+        return found
 
     def rows(self, item_ids: Sequence[str], modalities: Sequence[str] | None = None) -> Float32:
         """Return the vectors of `item_ids`, modalities side by side, shape (len(item_ids), Σ dim).
@@ -55,40 +111,76 @@ class ItemEmbeddings:
             modalities: which modalities, in which order; None: all, in the manifest's order.
 
         Raises:
-            InputError: items the store does not hold (counted, first ones named), or an unknown
-                modality.
+            InputError: items the store does not hold, an unknown modality, or a damaged file.
         """
-        missing = self.missing(item_ids)
-        if missing:
-            raise InputError(
-                f"{self.path} misses {len(missing)} of {len(item_ids)} items, first: "
-                f"{', '.join(missing[:5])}. It was made for another catalogue; "
-                f"run 'recbole-tpad embed --generator {self.manifest.generator}' for this one."
-            )
-        order = np.fromiter((self._position[i] for i in item_ids), dtype=np.int64)
-        names = list(self.manifest.modalities) if modalities is None else list(modalities)
-        parts = [self.array(name)[order].astype(np.float32) for name in names]
-        return np.concatenate(parts, axis=1)
+        return self.rows_at(self.positions(item_ids), modalities)
 
-    def verify(self) -> None:
-        """Recompute every file's hash.
+    def rows_at(self, positions: Int64, modalities: Sequence[str] | None = None) -> Float32:
+        """Return the vectors in some rows of the store; see `rows`."""
+        names = list(self.manifest.modalities) if modalities is None else list(modalities)
+        arrays = [self.array(name) for name in names]
+        found = np.empty((len(positions), sum(a.shape[1] for a in arrays)), dtype=np.float32)
+        start = 0
+        for array in arrays:
+            found[:, start : start + array.shape[1]] = array.take(positions)
+            start += array.shape[1]
+        return found
+
+    def verify(self, modalities: Sequence[str] | None = None) -> None:
+        """Recompute the hash of every file, or of those of some modalities.
 
         Raises:
-            InputError: the first file that differs from the manifest, by name.
+            InputError: the first file that differs from the manifest, is missing or does not
+                belong to the store, by name.
         """
-        for name, expected in self.manifest.files.items():
-            file = self.path / name
-            if not file.is_file():
-                raise InputError(f"{file} is missing. Run 'recbole-tpad embed' again.")
-            if sha256_file(file) != expected:
+        if modalities is None:
+            names = list(self.manifest.files)
+            strange = sorted(
+                p.name
+                for p in self.path.iterdir()
+                if p.suffix == ".npy" and p.name not in self.manifest.files
+            )
+            if strange:
                 raise InputError(
-                    f"{file} is not what its manifest says (SHA-256 differs): it was changed or "
-                    "damaged. Run 'recbole-tpad embed' again."
+                    f"{self.path / strange[0]} is not in the manifest: it does not belong to this "
+                    "store. Remove it."
                 )
+        else:
+            names = [f.name for m in modalities for f in self.array(m).files()]
+        for name in names:
+            self._check_file(name)
+
+    def _check_file(self, name: str) -> None:
+        file = self.path / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing. Run 'recbole-tpad embed' again.")
+        if sha256_file(file) != self.manifest.files.get(name):
+            self._check_identity()
+            raise InputError(
+                f"{file} is not what its manifest says (SHA-256 differs): it was changed or "
+                "damaged. Run 'recbole-tpad embed' again."
+            )
+
+    def _manifest_identity(self) -> tuple[int, ...]:
+        found = os.stat(self.path / "manifest.json")
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def _check_identity(self) -> None:
+        try:
+            same = self._manifest_identity() == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(
+                f"{self.path} was replaced by another store since it was opened; run this again."
+            )
 
 
 def open_store(path: str | Path) -> ItemEmbeddings:
-    """Open a store for reading; checks its shape, not every byte (`ItemEmbeddings.verify` does).
+    """Open a store for reading; vectors are not read.
+
+    The manifest's and the item ids' hashes and the size of every file are checked; not every byte
+    of the vectors (`ItemEmbeddings.verify` does).
 
     Raises:
         InputError: not a store, or its files contradict its manifest.
@@ -96,95 +188,25 @@ def open_store(path: str | Path) -> ItemEmbeddings:
     path = Path(path)
     manifest = Manifest.read(path / "manifest.json")
     try:
-        item_ids = (path / "item_ids.txt").read_text(encoding="utf-8").splitlines()
+        content = (path / ITEM_IDS).read_bytes()
     except OSError as error:
+        raise InputError(f"{path / ITEM_IDS}: {error.strerror}; the store is damaged.") from error
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(ITEM_IDS):
         raise InputError(
-            f"{path / 'item_ids.txt'}: {error.strerror}; the store is damaged."
-        ) from error
+            f"{path / ITEM_IDS} is not what its manifest says (SHA-256 differs): rows would go to "
+            "the wrong items. Run 'recbole-tpad embed' again."
+        )
+    item_ids = content.decode("utf-8").split("\n")[:-1]
     store = ItemEmbeddings(path, manifest, item_ids)
     if len(item_ids) != manifest.items:
         raise InputError(
-            f"{path / 'item_ids.txt'} names {len(item_ids)} items, the manifest {manifest.items}."
+            f"{path / ITEM_IDS} names {len(item_ids)} items, the manifest {manifest.items}."
         )
-    for name, dim in manifest.modalities.items():
-        try:
-            shape = store.array(name).shape
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path / name}.npy cannot be read ({error}).") from error
-        if shape != (manifest.items, dim):
+    for name in manifest.modalities:
+        file = store.array(name).misshapen()
+        if file is not None:
             raise InputError(
-                f"{path / name}.npy has shape {shape}, the manifest says {(manifest.items, dim)}."
+                f"{file} is absent or has not the size that the manifest gives it; the store is "
+                "damaged. Run 'recbole-tpad embed' again."
             )
     return store
-
-
-def write_store(
-    path: str | Path,
-    item_ids: Sequence[str],
-    arrays: Mapping[str, npt.NDArray[np.floating]],
-    *,
-    role: str,
-    generator: str,
-    dataset: str,
-    split_fingerprint: str | None,
-    inputs: Mapping[str, str],
-) -> ItemEmbeddings:
-    """Write a store atomically and open it.
-
-    Args:
-        path: the store's folder; an existing one is replaced when the new one is complete.
-        item_ids: N distinct item tokens.
-        arrays: modality → (N, dim) finite vectors; stored as fp16.
-        role: see `Manifest`.
-        generator: generator preset.
-        dataset: data set name.
-        split_fingerprint: hash of the training part used, None if no sessions were used.
-        inputs: name → SHA-256 of everything that determined the vectors.
-
-    Raises:
-        InputError: duplicate ids, ids with line breaks, wrong shapes, or values that are not
-            finite in fp16; the item is named.
-    """
-    path = Path(path)
-    _check(item_ids, arrays)
-    with atomic_folder(path) as folder:
-        (folder / "item_ids.txt").write_text("".join(f"{i}\n" for i in item_ids), encoding="utf-8")
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array.astype(np.float16), allow_pickle=False)
-        manifest = Manifest(
-            role=role,
-            generator=generator,
-            dataset=dataset,
-            split_fingerprint=split_fingerprint,
-            items=len(item_ids),
-            modalities={name: int(array.shape[1]) for name, array in arrays.items()},
-            dtype="float16",
-            inputs=dict(sorted(inputs.items())),
-            files={f.name: sha256_file(f) for f in sorted(folder.iterdir())},
-        )
-        write_json(folder / "manifest.json", manifest.to_json())
-    return open_store(path)
-
-
-def _check(item_ids: Sequence[str], arrays: Mapping[str, npt.NDArray[np.floating]]) -> None:
-    if not item_ids or not arrays:
-        raise InputError("A store needs at least one item and one modality; nothing was given.")
-    seen: set[str] = set()
-    for item_id in item_ids:
-        if item_id in seen:
-            raise InputError(f"Item id '{item_id}' occurs twice; ids must be distinct.")
-        if not item_id or item_id.splitlines() != [item_id]:
-            raise InputError(f"Item id {item_id!r} is empty or has a line break; rename it.")
-        seen.add(item_id)
-    for name, array in arrays.items():
-        if array.ndim != 2 or array.shape[0] != len(item_ids):
-            raise InputError(
-                f"Modality '{name}' has shape {array.shape}; expected ({len(item_ids)}, dim)."
-            )
-        with np.errstate(over="ignore"):  # named below
-            bad = np.flatnonzero(~np.isfinite(array.astype(np.float16)).all(axis=1))
-        if bad.size:
-            raise InputError(
-                f"Modality '{name}' has {bad.size} rows with NaN or values beyond fp16's range, "
-                f"first: item '{item_ids[int(bad[0])]}'."
-            )

@@ -10,7 +10,7 @@ from typing import Any
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_json
 
-FORMAT = 1
+FORMAT = 2
 ROLES = ("K0", "K1", "T", "other")
 
 
@@ -27,8 +27,10 @@ class Manifest:
         items: number of rows.
         modalities: modality name → dimension.
         dtype: element type on disk.
+        shard_items: rows of every file of vectors but a modality's last.
         inputs: name → SHA-256 of everything that determined the vectors.
         files: file name → SHA-256 of the store's own files.
+        format: of the store.
     """
 
     role: str
@@ -38,6 +40,7 @@ class Manifest:
     items: int
     modalities: dict[str, int]
     dtype: str
+    shard_items: int
     inputs: dict[str, str]
     files: dict[str, str]
     format: int = FORMAT
@@ -52,15 +55,15 @@ class Manifest:
         return sha256_json(asdict(self))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as a JSON mapping."""
-        return asdict(self)
+        """Return the manifest as a JSON mapping, its own hash first."""
+        return {"sha256": self.sha256, **asdict(self)}
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read ``manifest.json``.
 
         Raises:
-            InputError: absent, not JSON, another format, or missing keys.
+            InputError: absent, not JSON, another format, missing keys, or edited since.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +78,11 @@ class Manifest:
             ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{path} has format {found!r}; this version reads format {FORMAT}.")
+            raise InputError(
+                f"{path} has format {found!r}; this version reads format {FORMAT}. Make the store "
+                "again with 'recbole-tpad embed' (or 'embeddings import')."
+            )
+        own = content.pop("sha256", None)
         known = set(cls.__dataclass_fields__)
         missing, extra = known - set(content), set(content) - known
         if missing or extra:
@@ -83,4 +90,10 @@ class Manifest:
                 f"{path}: missing keys {sorted(missing)}, unknown keys {sorted(extra)}; "
                 "the manifest is damaged or was edited. Run 'recbole-tpad embed' again."
             )
-        return cls(**content)
+        manifest = cls(**content)
+        if manifest.sha256 != own:
+            raise InputError(
+                f"{path} is not what was written (its SHA-256 differs): it was edited or damaged. "
+                "Run 'recbole-tpad embed' again."
+            )
+        return manifest

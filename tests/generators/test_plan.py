@@ -17,7 +17,7 @@ from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
-from recbole_tpad.generators import tpad_plan
+from recbole_tpad.generators import encoding_plan
 from recbole_tpad.generators.embed import plan_embedding
 from recbole_tpad.generators.encoder_plan import encoder_plan
 from recbole_tpad.generators.registry import merge
@@ -29,8 +29,8 @@ from recbole_tpad.stages.transition import TransitionSettings
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetFolder:
-    monkeypatch.setattr(tpad_plan, "_MATRIX", 64)
-    monkeypatch.setattr(tpad_plan, "_MATRIX_SECONDS", 0.0)
+    monkeypatch.setattr(encoding_plan, "MATRIX", 64)
+    monkeypatch.setattr(encoding_plan, "MATRIX_SECONDS", 0.0)
     return write_catalogue(tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_the_plan_of_the_tiny_preset(folder: DatasetFolder) -> None:
 
 
 def test_chunks_cost_a_forward_pass(folder: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tpad_plan, "_matrix_rate", lambda device, dtype: 1e5)
+    monkeypatch.setattr(encoding_plan, "matrix_rate", lambda device, dtype: 1e5)
 
     def hours(chunk: int) -> float:
         changes = merge(SMALL, {"transition": {"chunk": chunk}, "knowledge": {"train_base": False}})

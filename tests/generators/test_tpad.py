@@ -58,7 +58,9 @@ def fingerprints(folder: DatasetFolder, changes: dict[str, Any] | None = None) -
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
-    return {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
+    found = {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
+    assert ("tower" in found) == bool(found & {"knowledge", "alignment"})  # the last one's name
+    return found - {"tower"}
 
 
 def test_the_store(finished: tuple[DatasetFolder, ItemEmbeddings]) -> None:
@@ -98,7 +100,7 @@ def test_unchanged_inputs_run_nothing(folder: DatasetFolder) -> None:
     assert kinds(set(before)) == ["alignment", "knowledge", "transition"]
 
 
-@pytest.mark.parametrize("lost", ["manifest.json", "visual.npy", "run.json", ""])
+@pytest.mark.parametrize("lost", ["manifest.json", "visual.00000.npy", "run.json", ""])
 def test_a_lost_store_is_encoded_again_from_the_stages(folder: DatasetFolder, lost: str) -> None:
     before, path = stages(folder), folder.path / "embeddings" / "small"
     wanted = {f.name: f.read_bytes() for f in path.iterdir() if f.name != "run.json"}
@@ -113,7 +115,7 @@ def test_a_lost_store_is_encoded_again_from_the_stages(folder: DatasetFolder, lo
 
 
 def test_a_damaged_store_is_made_again(folder: DatasetFolder) -> None:
-    file = folder.path / "embeddings" / "small" / "text.npy"
+    file = folder.path / "embeddings" / "small" / "text.00000.npy"
     wanted = file.read_bytes()
     file.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
     run_tpad(folder)
@@ -274,7 +276,7 @@ def test_without_knowledge_stage_1_is_skipped(fresh: DatasetFolder) -> None:
     aligned = content(store)
     untrained = run_tpad(reopened(fresh), {"no_knowledge": True, "no_alignment": True})
     assert untrained.manifest.role == "K0"
-    assert content(untrained)["text.npy"] != aligned["text.npy"]
+    assert content(untrained)["text.00000.npy"] != aligned["text.00000.npy"]
 
 
 @pytest.mark.parametrize("key", ["gamma_upper", "gamma_lower"])
@@ -341,7 +343,7 @@ def test_images_and_texts_matter_otherwise(fresh: DatasetFolder) -> None:
     wanted = content(run_tpad(fresh, {"no_alignment": True}))
     draw(fresh.path / "images" / "i00.png", (1, 2, 3), 0)
     after = content(run_tpad(reopened(fresh), {"no_alignment": True}))
-    assert after["visual.npy"] != wanted["visual.npy"]
+    assert after["visual.00000.npy"] != wanted["visual.00000.npy"]
 
 
 def test_a_changed_training_part_is_refused(fresh: DatasetFolder) -> None:
@@ -369,7 +371,7 @@ def test_sessions_without_a_transition_are_refused_before_anything_trains(
 def test_nothing_but_finished_work_stays(finished: tuple[DatasetFolder, ItemEmbeddings]) -> None:
     folder, _ = finished
     left = {p.name.partition("-")[0] for p in (folder.path / "stages").iterdir()}
-    assert left == {"tiny", "knowledge", "transition", "alignment", "logs"}
+    assert left == {"tiny", "knowledge", "transition", "alignment", "tower", "logs"}
     assert not list((folder.path / "stages").glob("*.checkpoint"))
     assert [p.name for p in (folder.path / "embeddings").iterdir()] == ["small"]
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from recbole_tpad.errors import InputError
+from recbole_tpad.files import sha256_file, write_json
 from recbole_tpad.recommenders.item_embeddings import FusedItemEmbedding
-from recbole_tpad.store import open_store, write_store
+from recbole_tpad.store import Manifest, open_store, write_store
 
 MODELS = ["SASRec", "GRU4Rec", "NARM", "STAMP", "CORE", "SHAN", "FOSSIL", "BERT4Rec"]
 
@@ -172,10 +173,16 @@ def test_the_same_training_part_is_accepted(build: Any, shop: Path) -> None:
 
 
 def test_rows_that_are_not_finite_are_named(build: Any, shop: Path) -> None:
-    path = shop / "shop" / "embeddings" / "content" / "text.npy"
-    rows = np.load(path)
+    path = shop / "shop" / "embeddings" / "content"
+    rows = np.load(path / "text.00000.npy")
     rows[4] = np.nan
-    np.save(path, rows)
+    np.save(path / "text.00000.npy", rows)
+    with pytest.raises(InputError, match="not what its manifest says"):
+        build("SASRec", item_embeddings="content")
+    # Written so by another program: the hashes are right.
+    manifest = Manifest.read(path / "manifest.json")
+    manifest.files["text.00000.npy"] = sha256_file(path / "text.00000.npy")
+    write_json(path / "manifest.json", manifest.to_json())
     for model in ("SASRec", "DIMO"):
         with pytest.raises(InputError, match="1 rows with NaN or infinite values, first: i04"):
             build(model, item_embeddings="content")

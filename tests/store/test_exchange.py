@@ -196,7 +196,7 @@ def test_verify_finds_damage_and_foreign_items(folder: DatasetFolder) -> None:
     )
     with pytest.raises(InputError, match="another training part"):
         verify_embeddings(foreign, folder)
-    file = store.path / "vectors.npy"
+    file = store.path / "vectors.00000.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -47,7 +47,7 @@ def test_rewriting_replaces_the_whole_store(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
         "item_ids.txt",
         "manifest.json",
-        "text.npy",
+        "text.00000.npy",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
@@ -80,11 +80,11 @@ def test_bad_content_is_refused_and_nothing_is_left(
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     store = make(tmp_path / "s")
     store.verify()
-    file = tmp_path / "s" / "visual.npy"
+    file = tmp_path / "s" / "visual.00000.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"visual\.npy is not what its manifest says"):
+    with pytest.raises(InputError, match=r"visual\.00000\.npy is not what its manifest says"):
         open_store(tmp_path / "s").verify()
 
 
