@@ -38,12 +38,57 @@ def _shuffled(values: Mapping[str, Any], where: str) -> Generator:
     return ShuffledGenerator(from_mapping(ShuffledSettings, values, where))
 
 
+def _untrained(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.untrained import UntrainedGenerator, UntrainedSettings
+
+    return UntrainedGenerator(from_mapping(UntrainedSettings, values, where))
+
+
+def _sentence_transformer(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.sentence_transformer import (
+        SentenceTransformerGenerator,
+        SentenceTransformerSettings,
+    )
+
+    return SentenceTransformerGenerator(from_mapping(SentenceTransformerSettings, values, where))
+
+
+def _clip(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.clip import ClipGenerator, ClipSettings
+
+    return ClipGenerator(from_mapping(ClipSettings, values, where))
+
+
+def _blip2(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.blip2 import Blip2Generator, Blip2Settings
+
+    return Blip2Generator(from_mapping(Blip2Settings, values, where))
+
+
+def _qwen2vl(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.qwen2vl import Qwen2VlGenerator, Qwen2VlSettings
+
+    return Qwen2VlGenerator(from_mapping(Qwen2VlSettings, values, where))
+
+
+def _notellm2(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.notellm2 import NoteLlm2Generator, NoteLlm2Settings
+
+    return NoteLlm2Generator(from_mapping(NoteLlm2Settings, values, where))
+
+
 # Imported when asked for: tfidf must not pay for loading transformers.
 GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "tpad": _tpad,
     "tfidf": _tfidf,
     "random": _random,
     "shuffled": _shuffled,
+    "untrained": _untrained,
+    "sentence_transformer": _sentence_transformer,
+    "clip": _clip,
+    "blip2": _blip2,
+    "qwen2vl": _qwen2vl,
+    "notellm2": _notellm2,
 }
 
 
