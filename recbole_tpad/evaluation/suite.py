@@ -12,7 +12,7 @@ from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import read_preset, read_yaml
 
 # Models with nothing that an embedding could feed: only the pair with "none" is run.
-WITHOUT_EMBEDDINGS = frozenset({"Popularity", "RepeatLast", "SKNN", "SPop"})
+WITHOUT_EMBEDDINGS = frozenset({"BiPNet", "Popularity", "RepeatLast", "SKNN", "SPop"})
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
 # What all rows of a table must share: masking a session's own items alone moves NDCG@10 by a fifth.

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from recbole_tpad.backbones.towers import load_tower, put
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
-from recbole_tpad.generators.content import items_as_read, session_rows
 from recbole_tpad.generators.tpad_plan import PlannedStages, plan
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
@@ -116,10 +115,17 @@ class TpadGenerator:
     # -- fingerprints --------------------------------------------------------------------------
 
     def _items(self, dataset: DatasetFolder) -> list[Item]:
-        settings = self._settings
-        return items_as_read(
-            dataset.items, use_images=settings.use_images, use_text=settings.use_text
-        )
+        changes: dict[str, Any] = {}
+        if not self._settings.use_images:
+            changes["image"] = None
+        if not self._settings.use_text:
+            changes |= {"title": "", "brand": "", "description": ""}
+        items = []
+        for item in dataset.items:
+            gone = item.image is not None and not item.image.is_file()
+            own: dict[str, Any] = {"image": None} if gone else {}
+            items.append(dataclasses.replace(item, **(own | changes)))
+        return items
 
     def _fingerprints(self, dataset: DatasetFolder, items: list[Item]) -> dict[str, str]:
         settings = self._settings
@@ -306,7 +312,7 @@ class TpadGenerator:
 
         def train(checkpoint: Path) -> _Stage:
             pairs = MetaPairs(
-                session_rows(run.dataset),
+                _sessions(run.dataset),
                 len(run.items),
                 settings.orders,
                 popularity_balance=settings.popularity_balance,
@@ -354,6 +360,12 @@ class TpadGenerator:
             batch=settings.batch_size,
             items=len(run.items),
         )
+
+
+def _sessions(dataset: DatasetFolder) -> Iterator[Sequence[int]]:
+    row = {item_id: n for n, item_id in enumerate(dataset.item_ids)}
+    for _, items in dataset.train_sessions():
+        yield [row[i] for i in items]
 
 
 def _all_text(item: Item) -> str:

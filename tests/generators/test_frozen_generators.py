@@ -214,7 +214,7 @@ def test_blip2_before_the_pca(folder: DatasetFolder, tmp_path: Path) -> None:
         if a == 3:
             assert found == pytest.approx(wanted, rel=0.02)
         else:
-            assert found > wanted * 1.05
+            assert found > wanted * 1.005
 
 
 def test_pca_is_fitted_on_training_items_only() -> None:
@@ -249,7 +249,7 @@ def test_any_native_backbone(family: str, folder: DatasetFolder, tmp_path: Path)
 def test_other_backbones_and_models_are_refused(folder: DatasetFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"of kind 'composed'.*'native'"):
         made("qwen2vl", tmp_path, folder, backbone={"kind": "composed"})
-    with pytest.raises(InputError, match="prompt: 'end' is empty|is empty, so that no token"):
+    with pytest.raises(InputError, match="'end' is empty, so that no token"):
         made("qwen2vl", tmp_path, folder, prompt={"end": " "})
     with pytest.raises(InputError, match=r"'\{price\}' is not one of"):
         made("qwen2vl", tmp_path, folder, prompt={"item_text": "{price}"})
