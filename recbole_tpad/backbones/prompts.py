@@ -89,6 +89,9 @@ class PromptEncoder:
         template: the prompt's parts.
         visual_tokens: number of visual tokens an image takes.
         max_text_tokens: budget of the item's own text.
+
+    Attributes:
+        max_text_tokens: the same; may be raised for texts of several items.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._visual_tokens = visual_tokens
-        self._max_text_tokens = max_text_tokens
+        self.max_text_tokens = max_text_tokens
         self._lead = self._ids(template.before_image)
         if tokenizer.bos_token_id is not None:
             self._lead = [tokenizer.bos_token_id, *self._lead]
@@ -137,7 +140,7 @@ class PromptEncoder:
             *self._to_image_summary,
             IMAGE_SUMMARY,
             *self._to_text,
-            *text[: self._max_text_tokens],
+            *text[: self.max_text_tokens],
             *self._to_text_summary,
             TEXT_SUMMARY,
         ]

@@ -16,6 +16,7 @@ OUR_MODELS = {
     "CoOccurrence": "recbole_tpad.recommenders.cooccurrence",
     "DIMO": "recbole_tpad.recommenders.dimo",
     "MMSBR": "recbole_tpad.recommenders.mmsbr",
+    "NoteLLM2NE": "recbole_tpad.recommenders.notellm2ne",
     "Popularity": "recbole_tpad.recommenders.popularity",
     "RepeatLast": "recbole_tpad.recommenders.repeatlast",
     "SKNN": "recbole_tpad.recommenders.sknn",

@@ -112,8 +112,8 @@ def _print_result(result: RunResult) -> None:
     if result.rerank is not None:
         before = "  ".join(f"{n} {v:.4f}" for n, v in result.rerank["base_metrics"].items())
         print(
-            f"  re-ranked the best {result.rerank['top_k']} of {result.rerank['sessions']} sessions "
-            f"(recall ceiling {result.rerank['recall_ceiling']:.4f}); before: {before}"
+            f"  re-ranked the best {result.rerank['top_k']} of {result.rerank['sessions']} "
+            f"sessions (recall ceiling {result.rerank['recall_ceiling']:.4f}); before: {before}"
         )
     for name, value in result.adjustments.items():
         print(f"  {name} {value:.4g}")

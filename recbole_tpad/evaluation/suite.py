@@ -13,6 +13,8 @@ from recbole_tpad.presets import read_preset, read_yaml
 
 # Models with nothing that an embedding could feed: only the pair with "none" is run.
 WITHOUT_EMBEDDINGS = frozenset({"BiPNet", "Popularity", "RepeatLast", "SKNN", "SPop"})
+# Models that need the store of one kind of generator, and nothing else.
+NEEDS_STORE_OF = {"NoteLLM2NE": "notellm2"}
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
 # What all rows of a table must share: masking a session's own items alone moves NDCG@10 by a fifth.
@@ -171,6 +173,8 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
             for store in variant.item_embeddings:
                 if store is not None and model in WITHOUT_EMBEDDINGS:
                     continue
+                if model in NEEDS_STORE_OF and not _made_by(suite, store, NEEDS_STORE_OF[model]):
+                    continue
                 if store is not None and model in SEVERAL_TABLES:
                     raise InputError(
                         f"Suite '{suite.name}': {model} cannot take the item embeddings '{store}': "
@@ -186,6 +190,14 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
             "embeddings. Add 'none' to item_embeddings."
         )
     return runs
+
+
+def _made_by(suite: Suite, store: str | None, kind: str) -> bool:
+    """Whether a store is, by its generator's name or its own, of a kind."""
+    if store is None:
+        return False
+    maker = (suite.generators or {}).get(store, {}).get("generator", store)
+    return Path(str(maker)).stem.startswith(kind)
 
 
 def _stores(names: list[str]) -> tuple[str | None, ...]:

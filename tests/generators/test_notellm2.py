@@ -83,7 +83,6 @@ def test_what_it_depends_on(folder: DatasetFolder, tmp_path: Path) -> None:
     first = content(made("composed", tmp_path, folder))
     rewrite(folder, "keywords.jsonl", lambda line: line.update(keywords=["other"]))
     same = reopened(folder)
-    rewrite(folder, "items.jsonl", lambda line: line.update(category="other"))
     assert content(made("composed", tmp_path, same)) == first
     assert content(made("composed", tmp_path, same, {"export": ["visual"]})) != first
     assert len(stages(folder)) == 1  # the export is no part of training
