@@ -101,7 +101,7 @@ def checkpoint_files(
     Raises:
         InputError: a part that is neither a folder nor can be fetched.
     """
-    found = {}
+    found: dict[str, str] = {}
     for part, (name, revision) in settings.parts().items():
         if parts is not None and part not in parts:
             continue

@@ -1,7 +1,7 @@
 """A native model as a listwise re-ranker: the logits of the candidates' letters (RankGPT's form).
 
-One prompt a request: the session's items, the candidates under letters, a question. The letter that
-the model would say next, with what probability, is the score of its candidate; nothing is generated.
+One prompt a request: the session's items, the candidates under letters, a question. A candidate's
+score is the logit of its letter as the next token; nothing is generated.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
     """
     if count > len(LETTERS):
         raise InputError(
-            f"A listwise prompt has {len(LETTERS)} letters for candidates, not {count}: lower top_k."
+            f"A listwise prompt has {len(LETTERS)} letters for candidates, not {count}. "
+            "Lower top_k."
         )
     found = []
     for letter in LETTERS[:count]:

@@ -23,6 +23,7 @@ from recbole_tpad.bridge.ranking import Ranking, metrics_at, target_ranks
 from recbole_tpad.bridge.scoring import evaluation_batches, request_milliseconds, scores_of
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.generators.registry import merge
 from recbole_tpad.presets import read_preset, read_yaml
 from recbole_tpad.settings import at_least, from_mapping
 
@@ -118,10 +119,7 @@ def rerank_settings(config: Any) -> RerankSettings:
         base = read_yaml(Path(str(name)))
     else:
         base = read_preset("rerank", str(name))
-    for key, own in given.items():
-        old = base.get(key)
-        both = isinstance(old, dict) and isinstance(own, Mapping)
-        base[key] = {**old, **own} if both else own
+    base = merge(base, given)
     return from_mapping(RerankSettings, base, where)
 
 

@@ -125,7 +125,8 @@ class ClipGenerator:
         folder = resolve(self._settings.model, self._settings.model_revision)
         model, kind = _load(folder, DTYPES[self._settings.dtype])
         model = model.to(self._device).eval()
-        arrays, summary = {}, {}
+        arrays: dict[str, Vectors] = {}
+        summary: dict[str, float] = {}
         if self._settings.use_images:
             cache = VisionCache(work / f"clip-{inputs['model'][:16]}")
             arrays["visual"], absent = self._images(model, folder, items, cache, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -88,7 +88,7 @@ class BiPNet(SequentialRecommender):  # type: ignore[misc]
             nn.init.uniform_(parameter, -bound, bound)
         with torch.no_grad():
             for table in self.tables.values():
-                table.weight[0].zero_()  # type: ignore[operator, index]
+                cast(nn.Embedding, table).weight[0].zero_()
         self._cache = EvaluationCache()
 
     def propagated(self) -> dict[str, Tensor]:
@@ -99,7 +99,8 @@ class BiPNet(SequentialRecommender):  # type: ignore[misc]
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
         # Row 0 is padding whatever an optimiser's weight decay or momentum does to it.
-        found = self.graph({k: _padded(t.weight) for k, t in self.tables.items()})
+        weights = {k: cast(nn.Embedding, table).weight for k, table in self.tables.items()}
+        found: dict[str, Tensor] = self.graph({k: _padded(w) for k, w in weights.items()})
         if not self.training and not torch.is_grad_enabled():
             self._cache.put(parameters, found)
         return found

@@ -100,7 +100,8 @@ class EdgeAttention(nn.Module):
         total = weights.new_zeros(len(own)).index_add(0, self.here, weights)
         weights = weights / total[self.here]
         mixed = weights[:, None] * other[self.there]
-        return mixed.new_zeros(len(own), mixed.shape[1]).index_add(0, self.here, mixed)
+        found: Tensor = mixed.new_zeros(len(own), mixed.shape[1]).index_add(0, self.here, mixed)
+        return found
 
 
 class CoGuidedGate(nn.Module):

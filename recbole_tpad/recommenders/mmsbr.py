@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -117,7 +117,7 @@ class MMSBR(SequentialRecommender):  # type: ignore[misc]
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
         pivots = self.pivots.weight.view(self.n_items, self.n_pivots, -1)
-        tables = [m.weight for m in self.modalities]
+        tables = _weights(self.modalities)
         blocks = [slice(s, s + _BLOCK) for s in range(0, self.n_items, _BLOCK)]
         parts = []
         for block in blocks:
@@ -141,8 +141,8 @@ class MMSBR(SequentialRecommender):  # type: ignore[misc]
         """Return the sum of the contrasts of both modalities over all items, a scalar."""
         if len(self.modalities) < 2:
             return self.pivots.weight.new_zeros(())
-        real = [m.weight[1:] for m in self.modalities]
-        pseudo = [p.weight[1:] for p in self.pseudo] or real[::-1]
+        real = [weight[1:] for weight in _weights(self.modalities)]
+        pseudo = [weight[1:] for weight in _weights(self.pseudo)] or real[::-1]
         losses = [pseudo_contrast(x, g, self.negatives) for x, g in zip(real, pseudo, strict=True)]
         return torch.stack([loss.sum() for loss in losses]).sum()
 
@@ -196,6 +196,10 @@ class MMSBR(SequentialRecommender):  # type: ignore[misc]
         """Return the scores of the batch's own items, (B,)."""
         scores = self.full_sort_predict(interaction)
         return scores.gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
+def _weights(tables: nn.ModuleList) -> list[Tensor]:
+    return [cast(nn.Embedding, table).weight for table in tables]
 
 
 def _tables(features: ItemFeatures, width: int, size: int) -> list[Tensor]:

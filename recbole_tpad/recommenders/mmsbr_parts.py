@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class PivotFusion(nn.Module):
         """
         parts = [made(rows) for made, rows in zip(self.features, modalities, strict=True)]
         for layers in self.layers:
-            for k, layer in enumerate(layers):  # type: ignore[arg-type]
+            for k, layer in enumerate(cast(nn.ModuleList, layers)):
                 read = layer(torch.cat([pivots, parts[k]], dim=1))
                 pivots = (read[:, : self.pivots] + pivots) / 2
                 parts[k] = read[:, self.pivots :] + parts[k]

@@ -87,7 +87,8 @@ class NoteLLM2NE(UntrainedRecommender):
             name: "; ".join(getattr(item, name) for item in shown if getattr(item, name))
             for name in ("title", "brand", "description")
         }
-        return dataclasses.replace(shown[0], **texts)
+        session: Item = dataclasses.replace(shown[0], **texts)
+        return session
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return every item's score, (B, n_items); the padding id scores −inf."""
