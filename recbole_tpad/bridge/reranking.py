@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from recbole_tpad.backbones.checkpoints import resolve
 from recbole_tpad.backbones.listwise import ListwiseReader, ListwiseTemplate, letter_tokens
@@ -219,6 +220,9 @@ def rerank_part(
     times: list[float] = []
     shuffle = torch.Generator().manual_seed(int(config["seed"]))
     place = 0
+    bar = tqdm(
+        total=len(order), desc="Re-ranking", disable=not config["show_progress"], leave=False
+    )
     for rows in evaluation_batches(config, order, dataset.item_num):
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
         if config["shuffle_history"]:
@@ -239,6 +243,8 @@ def rerank_part(
             times.append(time.perf_counter() - started)
             ranks[place], base[place] = _new_rank(candidates, logits, target, int(found[k]))
             place += 1
+            bar.update()
+    bar.close()
     inside = [int(rank) <= settings.top_k for rank in base]
     return Reranked(
         Ranking(

@@ -36,6 +36,7 @@ from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.generators.content import (
     fill_absent,
     items_as_read,
+    reading_plan,
     require_images,
     texts_of,
     training_rows,
@@ -125,6 +126,12 @@ class Blip2Generator:
         for where in parts.values():
             found |= revision_of(*where)
         return found
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would read."""
+        items, _ = self._read(dataset)
+        parts = self._settings.checkpoints().values()
+        return reading_plan(items, parts, "each image and each text once, then a PCA")
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Encode every image and text, and reduce them together.

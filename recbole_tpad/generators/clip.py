@@ -35,6 +35,7 @@ from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.generators.content import (
     fill_absent,
     items_as_read,
+    reading_plan,
     require_images,
     texts_of,
 )
@@ -112,6 +113,12 @@ class ClipGenerator:
             "model": sha256_json(own),
             "items": items_sha256(items, images=True, keywords=False),
         } | revision_of(settings.model, settings.model_revision)
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would read."""
+        items, _ = self._read(dataset)
+        model = (self._settings.model, self._settings.model_revision)
+        return reading_plan(items, [model], "each image and each text once, without training")
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Encode every image and every text.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from recbole_tpad.backbones.checkpoints import resolve
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.data.item_text import item_text
 from recbole_tpad.errors import InputError
@@ -71,6 +72,28 @@ def fill_absent(
     if present.any() and not present.all():
         table[~present] = table[present].mean(axis=0)
     return table
+
+
+def reading_plan(
+    items: Sequence[Item], checkpoints: Iterable[tuple[str, str | None]], passes: str
+) -> list[str]:
+    """Lines that say what a generator without stages of its own would read; nothing is loaded.
+
+    Args:
+        items: as read.
+        checkpoints: (folder or hub id, revision); a hub id's weights are fetched by this.
+        passes: what runs over the items.
+
+    Raises:
+        InputError: a checkpoint that is not to be had.
+    """
+    shown = sum(item.image is not None for item in items)
+    lines = [f"Items: {len(items):,}, {shown:,} with an image"]
+    for name, revision in checkpoints:
+        files = resolve(name, revision).glob("*.safetensors")
+        size = sum(file.stat().st_size for file in files)
+        lines.append(f"Weights of {name}: {size / 1e9:.2f} GB on disk")
+    return [*lines, f"Work: {passes}", "Time: not estimated; it depends on the device."]
 
 
 def training_rows(dataset: DatasetFolder) -> npt.NDArray[np.int64]:

@@ -33,6 +33,7 @@ from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.generators.content import (
     items_as_read,
+    reading_plan,
     require_images,
     session_rows,
     texts_of,
@@ -140,6 +141,15 @@ class NoteLlm2Generator:
             "export": sha256_json(list(settings.export)),
         }
         return found if tiny else found | revisions(settings.backbone)
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would read."""
+        settings, stage = self._settings.backbone, self._settings.compression
+        parts = [] if settings.kind == "tiny" else settings.parts().values()
+        passes = (
+            f"compression {stage.loop.steps:,} x {stage.pairs_per_step} pairs, then each item once"
+        )
+        return reading_plan(self._read(dataset), parts, passes)
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Train, unless that was done, and encode all items.

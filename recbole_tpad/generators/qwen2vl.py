@@ -19,7 +19,7 @@ from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
-from recbole_tpad.generators.content import items_as_read, require_images, texts_of
+from recbole_tpad.generators.content import items_as_read, reading_plan, require_images, texts_of
 from recbole_tpad.settings import at_least
 
 
@@ -87,6 +87,11 @@ class Qwen2VlGenerator:
             "model": sha256_json(own),
             "items": items_sha256(items, images=True, keywords=False),
         } | revisions(settings.backbone)
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would read."""
+        parts = self._settings.backbone.parts().values()
+        return reading_plan(self._read(dataset), parts, "each item's prompt once, without training")
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Read every item once.

@@ -22,7 +22,7 @@ from recbole_tpad.data.item_text import check_item_text
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.files import sha256_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
-from recbole_tpad.generators.content import fill_absent, texts_of
+from recbole_tpad.generators.content import fill_absent, reading_plan, texts_of
 from recbole_tpad.settings import at_least
 
 
@@ -80,6 +80,12 @@ class SentenceTransformerGenerator:
             "model": sha256_json(own),
             "items": items_sha256(dataset.items, images=False, keywords=False),
         } | revision_of(settings.model, settings.model_revision)
+
+    def plan(self, dataset: DatasetFolder) -> list[str]:
+        """Lines that say what a run would read."""
+        texts_of(dataset, dataset.items, self._settings.item_text)
+        model = (self._settings.model, self._settings.model_revision)
+        return reading_plan(dataset.items, [model], "each text once, without training")
 
     def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
         """Encode every text.

@@ -35,7 +35,6 @@ class BiPNet(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
-    takes_item_embeddings = True  # refused with a reason, in the constructor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -29,6 +29,7 @@ def test_presets_are_readable(name: str) -> None:
 
 def test_presets_are_those_the_docs_name() -> None:
     suites = {"ablation", "cold-start", "demo", "efficiency", "paper", "sanity", "small"}
+    suites |= {"comparison", "efficiency-llm", "efficiency-tiny"}
     assert set(preset_names("evaluation")) == suites
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer, Blip2ForConditionalGeneration
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.generators.blip2 import joint_pca
-from recbole_tpad.generators.embed import embed
+from recbole_tpad.generators.embed import embed, plan_embedding
 from recbole_tpad.store import ItemEmbeddings
 
 KINDS = ("untrained", "sentence_transformer", "clip", "siglip", "blip2", "qwen2vl")
@@ -45,8 +45,8 @@ def settings_of(kind: str, models: Path, dataset: DatasetFolder) -> dict[str, An
         return {"model": str(vision), "dimension": 10}
     if kind == "untrained":
         return {"model": str(made if there else write_bert(made, dataset.items))}
-    library = pytest.importorskip("sentence_transformers")
     if not there:
+        library = pytest.importorskip("sentence_transformers")
         modules = library.sentence_transformer.modules
         bert = write_bert(models / "bert", dataset.items)
         transformer = modules.Transformer(str(bert), max_seq_length=32)
@@ -294,3 +294,12 @@ def test_sentence_transformer_prompts_and_absence(
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(InputError, match=r"pip install 'recbole-tpad\[sentence-transformers\]'"):
         made("sentence_transformer", tmp_path, folder)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "untrained"])
+def test_a_dry_run_loads_nothing(kind: str, folder: DatasetFolder, tmp_path: Path) -> None:
+    overrides = settings_of(kind, tmp_path, folder)
+    lines = plan_embedding(folder.path.parent, folder.name, kind, overrides=overrides)
+    assert lines[0].startswith("Items: 24, 22 with an image")
+    assert "GB on disk" in lines[1]
+    assert not (folder.path / "stages").exists()
