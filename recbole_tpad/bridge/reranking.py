@@ -24,8 +24,7 @@ from recbole_tpad.bridge.ranking import Ranking, metrics_at, target_ranks
 from recbole_tpad.bridge.scoring import evaluation_batches, request_milliseconds, scores_of
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.generators.registry import merge
-from recbole_tpad.presets import read_preset, read_yaml
+from recbole_tpad.presets import preset_values
 from recbole_tpad.settings import at_least, from_mapping
 
 IMAGES = ("none", "candidates", "all")
@@ -111,17 +110,10 @@ def rerank_settings(config: Any) -> RerankSettings:
         InputError: an unknown preset or key, or a value of the wrong type.
     """
     value = config["rerank"]
-    given = dict(value) if isinstance(value, Mapping) else {"preset": str(value)}
-    name = given.pop("preset", None)
-    where = "rerank" if name is None else f"rerank '{name}'"
-    if name is None:
-        base: dict[str, Any] = {}
-    elif str(name).endswith((".yaml", ".yml")):
-        base = read_yaml(Path(str(name)))
-    else:
-        base = read_preset("rerank", str(name))
-    base = merge(base, given)
-    return from_mapping(RerankSettings, base, where)
+    if not isinstance(value, str | Mapping):
+        raise InputError(f"rerank is a preset, a YAML file or a mapping, not {value!r}.")
+    values = preset_values("rerank", value)
+    return from_mapping(RerankSettings, values, "rerank")
 
 
 def check_rerank(config: Any, dataset: Any) -> RerankSettings:

@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_tpad.bridge.models import SEVERAL_TABLES
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.presets import read_preset, read_yaml
+from recbole_tpad.presets import preset_values, read_preset, read_yaml
 
 # Models with nothing that an embedding could feed: only the pair with "none" is run.
 WITHOUT_EMBEDDINGS = frozenset({"BiPNet", "Popularity", "RepeatLast", "SKNN", "SPop"})
@@ -181,6 +181,9 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
                         "its items live in several tables (docs/models.md). Leave the model out, "
                         "or run it in a suite whose item_embeddings are [none]."
                     )
+                if keys.get("rerank") is not None:
+                    # Written out, so that a changed preset or file makes the run anew.
+                    keys["rerank"] = preset_values("rerank", keys["rerank"])
                 for seed in suite.seeds:
                     config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
                     runs.append(RunSpec(model, store, seed, config, name))

@@ -10,7 +10,7 @@ import yaml
 
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.generators.base import Generator
-from recbole_tpad.presets import preset_names, read_preset, read_yaml
+from recbole_tpad.presets import merge, preset_names, read_preset, read_yaml
 from recbole_tpad.settings import from_mapping
 
 
@@ -77,6 +77,8 @@ def _notellm2(values: Mapping[str, Any], where: str) -> Generator:
     return NoteLlm2Generator(from_mapping(NoteLlm2Settings, values, where))
 
 
+__all__ = ["GENERATORS", "make_generator", "merge", "parse_overrides"]
+
 # Imported when asked for: tfidf must not pay for loading transformers.
 GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "tpad": _tpad,
@@ -90,17 +92,6 @@ GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "qwen2vl": _qwen2vl,
     "notellm2": _notellm2,
 }
-
-
-def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with nested `changes` on top."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = (
-            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return merged
 
 
 def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def write_blip2(folder: Path, items: Sequence[Item]) -> Path:
     return vision
 
 
-def write_bert(folder: Path, items: Sequence[Item]) -> Path:
+def write_bert(folder: Path, items: Sequence[Item], width: int = 16) -> Path:
     """A small BERT whose vocabulary holds the items' words."""
     folder.mkdir(parents=True)
     words = sorted({w for text in texts_of(items) for w in text.lower().split()})
@@ -114,10 +114,10 @@ def write_bert(folder: Path, items: Sequence[Item]) -> Path:
     model = BertModel(
         BertConfig(
             vocab_size=len(words),
-            hidden_size=16,
+            hidden_size=width,
             num_hidden_layers=1,
             num_attention_heads=2,
-            intermediate_size=24,
+            intermediate_size=2 * width,
             max_position_embeddings=64,
         )
     )

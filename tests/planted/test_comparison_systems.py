@@ -39,6 +39,7 @@ RUN: dict[str, Any] = {
     "mask_history": True,
 }
 DIMO = {"model": "DIMO", "n_layers": 1, "embedding_size": 64}
+WIDTH = 48  # of the text encoders
 SMALL_NOTE = {"compression": {"loop": {"steps": 200}}}
 
 
@@ -55,7 +56,7 @@ def model_settings(kind: str, root: Path, line: Line) -> dict[str, Any]:
         "clip": lambda: {"model": str(write_two_towers(made, "clip", items))},
         "siglip": lambda: {"model": str(write_two_towers(made, "siglip", items))},
         "blip2": lambda: {"model": str(write_blip2(made, items)), "dimension": 48},
-        "untrained": lambda: {"model": str(write_bert(made, items))},
+        "untrained": lambda: {"model": str(write_bert(made, items, width=WIDTH))},
         "qwen2vl": lambda: {
             "backbone": {
                 "model": str(write_native(made, "qwen2_vl", items)),
@@ -72,9 +73,9 @@ def model_settings(kind: str, root: Path, line: Line) -> dict[str, Any]:
 def sentence_model(made: Path, write: Callable[..., Path], items: Any) -> str:
     library = pytest.importorskip("sentence_transformers")
     modules = library.sentence_transformer.modules
-    bert = write(made.with_name("bert"), items)
+    bert = write(made.with_name("bert"), items, WIDTH)
     parts = [modules.Transformer(str(bert), max_seq_length=32)]
-    parts.append(modules.Pooling(16, pooling_mode="mean"))
+    parts.append(modules.Pooling(WIDTH, pooling_mode="mean"))
     library.SentenceTransformer(modules=parts, device="cpu").save(str(made))
     return str(made)
 
