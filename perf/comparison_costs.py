@@ -132,7 +132,7 @@ def main() -> None:
     if args.prepare:
         return
     backbone = {"model": str(model), "dtype": "float32"}
-    rerank = {"preset": "qwen2vl", "backbone": backbone, "sessions": args.requests}
+    rerank = {"preset": "qwen2vl", "backbone": backbone}
     results = evaluate(
         args.folder / "dataset",
         NAME,

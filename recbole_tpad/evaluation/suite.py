@@ -184,6 +184,11 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
                 if keys.get("rerank") is not None:
                     # Written out, so that a changed preset or file makes the run anew.
                     keys["rerank"] = preset_values("rerank", keys["rerank"])
+                    if keys["rerank"].get("sessions"):
+                        raise InputError(
+                            f"Suite '{suite.name}': rerank.sessions leaves out test sessions, and "
+                            "rows are compared on the same ones. Set it to 0."
+                        )
                 for seed in suite.seeds:
                     config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
                     runs.append(RunSpec(model, store, seed, config, name))

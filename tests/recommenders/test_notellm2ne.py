@@ -123,5 +123,6 @@ def test_suites_pair_it_with_its_stores_only() -> None:
             "seeds": 1,
         }
     )
+    assert all("rerank" not in spec.config for spec in expand(suite))
     pairs = [(spec.model, spec.item_embeddings) for spec in expand(suite)]
     assert [p for p in pairs if p[0] != "DIMO"] == [("NoteLLM2NE", "note"), ("BiPNet", None)]
