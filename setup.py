@@ -59,7 +59,15 @@ class BuildWithPresets(build_py):
 
 
 OPENAI = ["openai[aiohttp]>=3,<4", "uvloop>=0.21"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "hyperopt>=0.2.7", *OPENAI]
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=5,<7"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6",
+    "hyperopt>=0.2.7",
+    *OPENAI,
+    *SENTENCE_TRANSFORMERS,
+]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 
 setup(
@@ -101,7 +109,12 @@ setup(
         # read1() of its responses; RecBole's own dependencies bring it, too.
         "urllib3>=2.2",
     ],
-    extras_require={"openai": OPENAI, "test": TEST, "dev": DEV},
+    extras_require={
+        "openai": OPENAI,
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
+        "test": TEST,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["recbole-tpad=recbole_tpad.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

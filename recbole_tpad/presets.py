@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,32 @@ def read_preset(kind: str, name: str) -> dict[str, Any]:
             f"Unknown {kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
         )
     return read_yaml(properties_dir() / kind / f"{name}.yaml")
+
+
+def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with nested `changes` on top."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def preset_values(kind: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from a preset's name, the path of a YAML file, or a mapping of settings.
+
+    Args:
+        kind: of preset.
+        value: a mapping may name what it changes under the key ``preset``.
+
+    Raises:
+        InputError: an unknown preset, or a file that cannot be read.
+    """
+    given = {"preset": value} if isinstance(value, str) else dict(value)
+    name = given.pop("preset", None)
+    if name is None:
+        return given
+    is_file = str(name).endswith((".yaml", ".yml"))
+    return merge(read_yaml(Path(str(name))) if is_file else read_preset(kind, str(name)), given)

@@ -100,7 +100,8 @@ class Row:
     `mask_history` says whether a session's own items were left out of the ranking; None in files
     that do not say it by row. `latency_ms` is the median time of one request, where measured;
     `by_frequency` the metrics by training interactions of the target; `item_spaces` how the model's
-    ID vectors lie to its content vectors.
+    ID vectors lie to its content vectors. `rerank` is the account of a re-ranked run: its recall
+    ceiling, latencies, and metrics before.
     """
 
     model: str
@@ -121,6 +122,7 @@ class Row:
     latency_ms: float | None = None
     by_frequency: Sequence[Mapping[str, float | None]] = ()
     item_spaces: Spaces | None = None
+    rerank: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,11 @@ class Group:
     def latency_ms(self) -> Spread | None:
         """Median milliseconds of a request."""
         return spread(row.latency_ms for row in self.rows if row.latency_ms is not None)
+
+    def recall_ceiling(self) -> Spread | None:
+        """Share of test rows whose target a re-ranker saw; None where nothing was re-ranked."""
+        accounts = [row.rerank for row in self.rows if row.rerank is not None]
+        return spread(float(account["recall_ceiling"]) for account in accounts)
 
     def peak_mb(self) -> Spread | None:
         """Peak resident memory of a run in MB."""
@@ -314,6 +321,9 @@ def _row(reader: Reader, value: Any, key: str) -> Row:
             }
             for i, part in enumerate(_bins(reader, row, prefix))
         ],
+        rerank=None
+        if row.get("rerank") is None
+        else reader.mapping(row["rerank"], prefix + "rerank"),
         item_spaces=_spaces(reader, row.get("item_spaces"), f"{prefix}item_spaces"),
     )
 

@@ -23,6 +23,7 @@ COMMANDS = [
     "embed",
     "embeddings",
     "run",
+    "rerank",
     "exec",
     "explain",
     "evaluate",

@@ -73,12 +73,18 @@ def _reason(error: Exception, revision: str | None) -> str:
 
 def revisions(settings: BackboneSettings) -> dict[str, str]:
     """``revision of <hub id>`` → commit of every part that came from the hub."""
-    found = {}
+    found: dict[str, str] = {}
     for name, revision in settings.parts().values():
-        folder = resolve(name, revision)
-        if not Path(name).is_dir() and folder.parent.name == "snapshots":
-            found[f"revision of {name}"] = folder.name
+        found |= revision_of(name, revision)
     return found
+
+
+def revision_of(name: str, revision: str | None) -> dict[str, str]:
+    """``revision of <hub id>`` → commit, for a checkpoint that came from the hub; else nothing."""
+    folder = resolve(name, revision)
+    if Path(name).is_dir() or folder.parent.name != "snapshots":
+        return {}
+    return {f"revision of {name}": folder.name}
 
 
 def checkpoint_files(
@@ -95,16 +101,29 @@ def checkpoint_files(
     Raises:
         InputError: a part that is neither a folder nor can be fetched.
     """
-    found = {}
+    found: dict[str, str] = {}
     for part, (name, revision) in settings.parts().items():
         if parts is not None and part not in parts:
             continue
         folder = resolve(name, revision)
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
-                blob = file.resolve().name
-                hashed = file.is_symlink() and _SHA256.fullmatch(blob)
-                found[f"{part}/{file.name}"] = blob if hashed else sha256_file(file)
+        found |= {f"{part}/{file}": digest for file, digest in folder_files(folder).items()}
+    return found
+
+
+def folder_files(folder: Path, *, below: bool = False) -> dict[str, str]:
+    """Name → SHA-256 of every file of a checkpoint that its vectors depend on.
+
+    Args:
+        folder: of the checkpoint.
+        below: also in folders inside it (sentence-transformers keeps a module a folder).
+    """
+    found = {}
+    for file in sorted(folder.rglob("*") if below else folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
+            blob = file.resolve().name
+            hashed = file.is_symlink() and _SHA256.fullmatch(blob)
+            name = file.relative_to(folder).as_posix()
+            found[name] = blob if hashed else sha256_file(file)
     return found
 
 
@@ -134,3 +153,21 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
                 if name.startswith(prefix):
                     found[name.removeprefix(prefix)] = stream.get_tensor(name)
     return found
+
+
+def read_tensor_ending(folder: Path, suffix: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read the one tensor of a folder's safetensors whose name ends so and that has this shape.
+
+    Models and files of different releases put different prefixes before the same names.
+
+    Raises:
+        InputError: there is no such tensor.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (not a mapping)
+                fits = name == suffix or name.endswith(f".{suffix}")
+                if fits and tuple(stream.get_slice(name).get_shape()) == shape:
+                    tensor: torch.Tensor = stream.get_tensor(name)
+                    return tensor
+    raise InputError(f"{folder} has no tensor '…{suffix}' of shape {shape} in its safetensors.")

@@ -8,15 +8,13 @@ image". The vision side stays frozen, so its output is computed once per image.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_tpad.backbones.base import (
@@ -27,7 +25,6 @@ from recbole_tpad.backbones.base import (
     Inputs,
     Prediction,
 )
-from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.lora import (
     LoraSettings,
     adapter_parameters,
@@ -35,6 +32,7 @@ from recbole_tpad.backbones.lora import (
     merged,
     word_spread,
 )
+from recbole_tpad.backbones.native_features import NativeImages
 from recbole_tpad.backbones.native_images import around_images, as_output, pooled_features
 from recbole_tpad.backbones.prompts import (
     IMAGE_SUMMARY,
@@ -48,9 +46,7 @@ from recbole_tpad.backbones.prompts import (
     collate,
 )
 from recbole_tpad.backbones.readout import encoded, positions
-from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
-from recbole_tpad.data.image_hashes import image_sha256
 from recbole_tpad.errors import InputError
 
 NO_IMAGE_TOKENS = 8  # learned vectors in the place of an absent image (assumption)
@@ -255,9 +251,14 @@ class NativeBackbone(Backbone):
             options["position_ids"] = positions(prompts.mask)
         return inner(**options)
 
+    def hidden(self, batch: NativeBatch) -> torch.Tensor:
+        """Last-layer states (B, L, H) of the active tower."""
+        states: torch.Tensor = self._forward(batch, use_cache=False).last_hidden_state
+        return states
+
     def encode(self, batch: NativeBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
-        hidden = self._forward(batch, use_cache=False).last_hidden_state
+        hidden = self.hidden(batch)
         head = self.model.get_output_embeddings()
         return encoded(batch.prompts, hidden, self.readout, head, self.scale_now)
 
@@ -302,14 +303,13 @@ class NativeInputs(Inputs):
     ) -> None:
         self.items = items
         self.device = device
-        self.unreadable = {}
-        self.has_image = torch.tensor([item.image is not None for item in items])
+        self.images = NativeImages(backbone, items, device)
+        self.unreadable = self.images.unreadable
+        self.has_image = self.images.has_image
         self._backbone = backbone
         self._after = [backbone.prompts.after_image(item) for item in items]
         self._answers = [backbone.prompts.answer(item) for item in items]
         self.has_answer = torch.tensor([bool(a) for a in self._answers])
-        self._cache = VisionCache() if backbone.vision_cache is None else backbone.vision_cache
-        self._images: dict[int, str] = {}
 
     def prepare(self, *, train_base: bool) -> None:
         """Compute every image's features."""
@@ -319,11 +319,9 @@ class NativeInputs(Inputs):
         """Compute every image's features."""
         self.freeze()
 
-    def freeze(self, chunk: int = 64) -> None:
+    def freeze(self) -> None:
         """Compute every image's features."""
-        rows = range(0, len(self.items), chunk)
-        for start in tqdm(rows, desc="vision features", delay=3, leave=False):
-            self._compute(range(start, min(start + chunk, len(self.items))))
+        self.images.compute_all()
 
     def prompt_text(self, row: int) -> str:
         """The prompt with its answer lead."""
@@ -348,8 +346,8 @@ class NativeInputs(Inputs):
     ) -> NativeBatch:
         """Prompts with features; see `Inputs.batch`, and `left` pads and asks for generation."""
         seen = (rows if visual_rows is None else visual_rows).tolist()
-        self._compute(seen)
-        images = [self._features(row) for row in seen]
+        self.images.compute(seen)
+        images = [self.images.features(row) for row in seen]
         lead = self._backbone.prompts.answer_lead if left or answers else []
         prompts = [
             Prompt(
@@ -365,31 +363,9 @@ class NativeInputs(Inputs):
         )
 
     def _prompt(self, row: int, shown: int, lead: list[int]) -> list[int]:
-        image = self._features(shown)
+        image = self.images.features(shown)
         if image is None:
             tokens = [VISUAL_TOKEN] * NO_IMAGE_TOKENS
         else:
             tokens = self._backbone.image_tokens(len(pooled_features(image)))
         return [*self._backbone.prompts.lead, *tokens, *self._after[row], *lead]
-
-    def _compute(self, rows: Iterable[int]) -> None:
-        """Make sure that the features of these rows' images are kept, or the images rejected."""
-        new: dict[str, dict[str, torch.Tensor]] = {}
-        for row in rows:
-            if not self.has_image[row] or row in self._images:
-                continue
-            path = cast(Path, self.items[row].image)
-            try:
-                image = image_sha256(path)
-                if image not in self._cache and image not in new:
-                    new[image] = self._backbone.image_features(read_image(path), self.device)
-                self._images[row] = image
-            except (UnreadableImage, OSError) as error:
-                self.has_image[row] = False
-                self.unreadable[self.items[row].item_id] = str(error)
-        if new:
-            self._cache.add(new)
-
-    def _features(self, row: int) -> dict[str, torch.Tensor] | None:
-        self._compute([row])
-        return self._cache.get(self._images[row]) if self.has_image[row] else None

@@ -7,7 +7,6 @@ the summary tokens, so by causality nothing in it can reach the exported states.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -16,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recbole_tpad.data import Item
+from recbole_tpad.data.item_text import check_item_text, item_text
 from recbole_tpad.errors import InputError, nearest
 
 VISUAL_TOKEN = -1
@@ -56,14 +56,11 @@ class PromptTemplate:
             if not isinstance(parts[key], str):
                 raise InputError(f"Prompt part '{key}' must be text, not {parts[key]!r}.")
         template = cls(**parts)
-        rest = re.sub(r"\{(title|brand|description)\}", "", template.item_text)
-        other = re.search(r"\{[^{}]*\}|[{}].*", rest)
-        if other:
-            raise InputError(
-                f"Prompt part 'item_text' is {template.item_text!r}: '{other.group()}' is not one "
-                "of {title}, {brand}, {description}. The category is an answer, never a part of "
-                "the prompt."
-            )
+        check_item_text(
+            template.item_text,
+            ("title", "brand", "description"),
+            why="The category is an answer, never a part of the prompt.",
+        )
         return template
 
     def scaffold(self) -> str:
@@ -72,10 +69,7 @@ class PromptTemplate:
 
     def text_of(self, item: Item) -> str:
         """Return the item's text with absent fields left out."""
-        text = self.item_text.format(
-            title=item.title, brand=item.brand, description=item.description
-        )
-        return " ".join(text.split()).strip(" ,.;")
+        return item_text(item, self.item_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +89,9 @@ class PromptEncoder:
         template: the prompt's parts.
         visual_tokens: number of visual tokens an image takes.
         max_text_tokens: budget of the item's own text.
+
+    Attributes:
+        max_text_tokens: the same; may be raised for texts of several items.
     """
 
     def __init__(
@@ -107,7 +104,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._visual_tokens = visual_tokens
-        self._max_text_tokens = max_text_tokens
+        self.max_text_tokens = max_text_tokens
         self._lead = self._ids(template.before_image)
         if tokenizer.bos_token_id is not None:
             self._lead = [tokenizer.bos_token_id, *self._lead]
@@ -145,7 +142,7 @@ class PromptEncoder:
             *self._to_image_summary,
             IMAGE_SUMMARY,
             *self._to_text,
-            *text[: self._max_text_tokens],
+            *text[: self.max_text_tokens],
             *self._to_text_summary,
             TEXT_SUMMARY,
         ]

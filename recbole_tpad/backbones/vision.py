@@ -11,7 +11,13 @@ from transformers import Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
 
 
 class VisionEncoder(nn.Module, ABC):
-    """Pixels (B, 3, H, W) → (B, tokens, width) of about unit scale."""
+    """Pixels (B, 3, H, W) → (B, tokens, width) of about unit scale.
+
+    Attributes:
+        vit: returns `last_hidden_state` and `pooler_output`.
+    """
+
+    vit: PreTrainedModel
 
     @property
     @abstractmethod
@@ -25,6 +31,13 @@ class VisionEncoder(nn.Module, ABC):
 
     def standardise(self, batches: Sequence[torch.Tensor]) -> None:
         """Fit to images, given as pixel batches; only encoders with random weights need it."""
+
+    @torch.no_grad()
+    def summary(self, pixels: torch.Tensor) -> torch.Tensor:
+        """One vector an image: the ViT's own pooled output (its class token), (B, width)."""
+        vit = self.vit
+        pooled: torch.Tensor = vit(pixel_values=pixels.to(vit.dtype)).pooler_output
+        return pooled.float()
 
 
 class PatchEncoder(VisionEncoder):

@@ -14,6 +14,7 @@ _POOL = 50  # batches
 # Models whose scores do not change when padding to the right is cut off.
 TRIMMED = {
     "BERT4Rec",
+    "BiPNet",
     "CORE",
     "CoOccurrence",
     "DIMO",
@@ -23,6 +24,7 @@ TRIMMED = {
     "GRU4Rec",
     "GRU4RecF",
     "HRM",
+    "MMSBR",
     "NARM",
     "Popularity",
     "RepeatLast",

@@ -12,8 +12,11 @@ import torch
 from recbole_tpad.errors import InputError, nearest
 
 OUR_MODELS = {
+    "BiPNet": "recbole_tpad.recommenders.bipnet",
     "CoOccurrence": "recbole_tpad.recommenders.cooccurrence",
     "DIMO": "recbole_tpad.recommenders.dimo",
+    "MMSBR": "recbole_tpad.recommenders.mmsbr",
+    "NoteLLM2NE": "recbole_tpad.recommenders.notellm2ne",
     "Popularity": "recbole_tpad.recommenders.popularity",
     "RepeatLast": "recbole_tpad.recommenders.repeatlast",
     "SKNN": "recbole_tpad.recommenders.sknn",

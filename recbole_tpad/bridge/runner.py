@@ -52,7 +52,9 @@ class RunResult:
         curve: {"epoch", "train_loss", "valid"} an epoch.
         examples: what `example_sessions` returns, with the key ``example_sessions``.
         item_spaces: what `item_spaces` returns, with the key ``item_spaces``.
-        latency_ms: median time of one request, with ``latency_sessions``; else None.
+        latency_ms: median time of one request, with ``latency_sessions`` or ``rerank``; else None.
+        rerank: with ``rerank``, what `Reranked.summary` says: recall ceiling, latencies, metrics
+            before; else None.
         mask_history: whether a session's own items were left out of the ranking.
         ranks, targets, sessions: test rows: rank of the target, item token, session token.
         target_counts: training interactions of each row's target.
@@ -77,6 +79,7 @@ class RunResult:
     error: str | None = None
     adjustments: dict[str, float] = field(default_factory=dict)
     latency_ms: float | None = None
+    rerank: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     item_spaces: dict[str, Any] | None = None
     ranks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -211,6 +214,8 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     init_seed(seed, config["reproducibility"])
     loaders = load_data(config)
     train = loaders.train._dataset
+    if config["rerank"] is not None:
+        _check_rerank(config, train)
     # Again, so that the model's start does not depend on what reading the data drew.
     init_seed(seed, config["reproducibility"])
     if config["device"].type == "cuda":
@@ -244,19 +249,24 @@ def _result(
     item_token = train.field2id_token[train.iid_field]
     session_token = train.field2id_token[train.uid_field]
     topk = sorted({*TOPK, *config["topk"]})
+    latency = request_milliseconds(
+        model, config, config["device"], loaders.test, int(config["latency_sessions"] or 0)
+    )
+    account = None
+    if config["rerank"] is not None:
+        ranking, latency, account = _rerank(model, config, loaders, topk)
+        counts = interactions[ranking.targets]
     slices = slices_by_frequency(ranking.ranks, counts, topk)
     for name, rates in cold_rates(config, model, loaders).items():
         slices[name].update(rates)
     store = config["item_embeddings"]
     best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}
-    latency = request_milliseconds(
-        model, config, config["device"], loaders.test, int(config["latency_sessions"] or 0)
-    )
     shown = example_sessions(
         model, config, config["device"], loaders.test, int(config["example_sessions"] or 0)
     )
     return RunResult(
         latency_ms=latency,
+        rerank=account,
         examples=shown,
         item_spaces=item_spaces(
             model, torch.as_tensor(interactions > 0), int(config["item_spaces"] or 0)
@@ -288,6 +298,22 @@ def _result(
             "test_result": trainer._recbole_result(ranking),
         },
     )
+
+
+def _check_rerank(config: Any, dataset: Any) -> None:
+    """Refuse an impossible re-ranking; what it needs is imported only by runs that re-rank."""
+    from recbole_tpad.bridge.reranking import check_rerank
+
+    check_rerank(config, dataset)
+
+
+def _rerank(
+    model: Any, config: Any, loaders: Loaders, topk: Sequence[int]
+) -> tuple[Ranking, float, dict[str, Any]]:
+    from recbole_tpad.bridge.reranking import check_rerank, rerank_run
+
+    settings = check_rerank(config, loaders.train._dataset)
+    return rerank_run(settings, model, config, loaders, topk)
 
 
 def _program_arguments(config: SessionConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def rank_part(
     order_of = torch.Generator().manual_seed(int(config["seed"]))
     ranked = target_ranks if config["rank_by_counting"] is not False else sorted_ranks
     for rows in tqdm(
-        list(_batches(config, order, dataset.item_num)),
+        list(evaluation_batches(config, order, dataset.item_num)),
         desc="Ranking",
         disable=not show_progress,
         leave=False,
@@ -107,7 +107,8 @@ def request_milliseconds(
     return 1000 * statistics.median(times[1:])
 
 
-def _batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
+def evaluation_batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
+    """Cut the rows of `order` into batches whose scores fit into the memory budget."""
     budget = config["rank_memory_mb"] or 512
     size = rows_per_batch(n_items, budget, int(config["eval_batch_size"]))
     for start in range(0, len(order), size):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_tpad.cli.parser import Commands, Overrides, add_dataset
 from recbole_tpad.errors import InputError
+
+if TYPE_CHECKING:
+    from recbole_tpad.bridge.runner import RunResult
 
 
 def add_commands(commands: Commands) -> None:
@@ -31,6 +35,15 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="read a pickled checkpoint (.pth); that executes any code in it",
     )
+    rerank = commands.add(
+        "rerank",
+        _rerank,
+        "Re-rank the best items of a saved run with an image-text-to-text model.",
+        keys="Any key of the re-ranker's YAML: --top_k=10 --backbone.model=FOLDER",
+    )
+    add_dataset(rerank)
+    rerank.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    rerank.add_argument("--reranker", default="qwen2vl", help="preset name or YAML path")
     execute = commands.add(
         "exec", _exec, "Run a stock RecBole script, such as run_recbole.py, that finds our models."
     )
@@ -83,6 +96,10 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
         raise InputError("--model is required (or --checkpoint, to test a saved run).")
     else:
         result = run({**config, **chosen}, config_file_list=files, saved=args.saved)
+    _print_result(result)
+
+
+def _print_result(result: RunResult) -> None:
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     print(f"{result.model} + {result.item_embeddings or 'no item embeddings'}: {metrics}")
     print(
@@ -92,10 +109,25 @@ def _run(args: argparse.Namespace, overrides: Overrides) -> None:
     )
     if result.latency_ms is not None:
         print(f"  {result.latency_ms:.2f} ms a request")
+    if result.rerank is not None:
+        before = "  ".join(f"{n} {v:.4f}" for n, v in result.rerank["base_metrics"].items())
+        print(
+            f"  re-ranked the best {result.rerank['top_k']} of {result.rerank['sessions']} "
+            f"sessions (recall ceiling {result.rerank['recall_ceiling']:.4f}); before: {before}"
+        )
     for name, value in result.adjustments.items():
         print(f"  {name} {value:.4g}")
     if result.checkpoint:
         print(f"  checkpoint {result.checkpoint}")
+
+
+def _rerank(args: argparse.Namespace, overrides: Overrides) -> None:
+    from recbole_tpad.bridge.runner import evaluate_saved_run
+    from recbole_tpad.generators.registry import parse_overrides
+
+    settings = {"preset": args.reranker, **parse_overrides(overrides)}
+    keys = {"dataset": args.dataset, "data_path": str(args.data_path), "rerank": settings}
+    _print_result(evaluate_saved_run(args.checkpoint, keys))
 
 
 def _exec(args: argparse.Namespace, _: Overrides) -> None:

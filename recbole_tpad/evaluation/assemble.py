@@ -35,6 +35,7 @@ ROW_KEYS = (
     "curve",
     "mask_history",
     "item_spaces",
+    "rerank",
 )
 # Lower limits of the bins of training interactions; 0 is an unseen target.
 FREQUENCIES = (0, 1, 3, WARM_FROM, 10, 20, 50)

@@ -9,10 +9,12 @@ from typing import Any
 
 from recbole_tpad.bridge.models import SEVERAL_TABLES
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.presets import read_preset, read_yaml
+from recbole_tpad.presets import preset_values, read_preset, read_yaml
 
 # Models with nothing that an embedding could feed: only the pair with "none" is run.
-WITHOUT_EMBEDDINGS = frozenset({"Popularity", "RepeatLast", "SKNN", "SPop"})
+WITHOUT_EMBEDDINGS = frozenset({"BiPNet", "Popularity", "RepeatLast", "SKNN", "SPop"})
+# Models that need the store of one kind of generator, and nothing else.
+NEEDS_STORE_OF = {"NoteLLM2NE": "notellm2"}
 # Set by the expansion itself; the same keys inside `config` would contradict it.
 RESERVED = frozenset({"model", "dataset", "data_path", "seed", "item_embeddings"})
 # What all rows of a table must share: masking a session's own items alone moves NDCG@10 by a fifth.
@@ -171,12 +173,22 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
             for store in variant.item_embeddings:
                 if store is not None and model in WITHOUT_EMBEDDINGS:
                     continue
+                if model in NEEDS_STORE_OF and not _made_by(suite, store, NEEDS_STORE_OF[model]):
+                    continue
                 if store is not None and model in SEVERAL_TABLES:
                     raise InputError(
                         f"Suite '{suite.name}': {model} cannot take the item embeddings '{store}': "
                         "its items live in several tables (docs/models.md). Leave the model out, "
                         "or run it in a suite whose item_embeddings are [none]."
                     )
+                if keys.get("rerank") is not None:
+                    # Written out, so that a changed preset or file makes the run anew.
+                    keys["rerank"] = preset_values("rerank", keys["rerank"])
+                    if keys["rerank"].get("sessions"):
+                        raise InputError(
+                            f"Suite '{suite.name}': rerank.sessions leaves out test sessions, and "
+                            "rows are compared on the same ones. Set it to 0."
+                        )
                 for seed in suite.seeds:
                     config = {**keys, "model": model, "seed": seed, "item_embeddings": store}
                     runs.append(RunSpec(model, store, seed, config, name))
@@ -186,6 +198,14 @@ def expand(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run
             "embeddings. Add 'none' to item_embeddings."
         )
     return runs
+
+
+def _made_by(suite: Suite, store: str | None, kind: str) -> bool:
+    """Whether a store is, by its generator's name or its own, of a kind."""
+    if store is None:
+        return False
+    maker = (suite.generators or {}).get(store, {}).get("generator", store)
+    return Path(str(maker)).stem.startswith(kind)
 
 
 def _stores(names: list[str]) -> tuple[str | None, ...]:

@@ -41,7 +41,7 @@ def plain_table(results: Results | str | Path) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_failures(results)]) + "\n"
+    return "\n".join([*lines, *_reranked(results), *_failures(results)]) + "\n"
 
 
 def markdown_table(results: Results | str | Path) -> str:
@@ -56,8 +56,8 @@ def markdown_table(results: Results | str | Path) -> str:
         lines += ["", title, "", _markdown_row(list(COMPARED))]
         lines.append(_markdown_row(["---"] * 3 + ["---:"] * (len(COMPARED) - 3)))
         lines += [_markdown_row(row) for row in rows]
-    failures = _failures(results)
-    return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
+    notes = [*_reranked(results), *_failures(results)]
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def csv_table(results: Results | str | Path) -> str:
@@ -67,7 +67,14 @@ def csv_table(results: Results | str | Path) -> str:
         InputError: a results file that cannot be read.
     """
     head = ["model", "item_embeddings", "seeds"]
-    for name in (*METRICS, "HR@10 rare+unseen", "seconds", "latency_ms", "peak_mb"):
+    for name in (
+        *METRICS,
+        "HR@10 rare+unseen",
+        "seconds",
+        "latency_ms",
+        "peak_mb",
+        "recall_ceiling",
+    ):
         head += [name, f"{name} sd"]
     head += ["loss", "mask_history", "parameters"]
     text = io.StringIO()
@@ -80,6 +87,7 @@ def csv_table(results: Results | str | Path) -> str:
             group.seconds(),
             group.latency_ms(),
             group.peak_mb(),
+            group.recall_ceiling(),
         ]
         cells: list[Any] = [group.model, group.item_embeddings or "none", len(group.rows)]
         for value in spreads:
@@ -89,6 +97,22 @@ def csv_table(results: Results | str | Path) -> str:
         first = group.rows[0]
         writer.writerow([*cells, first.loss, first.mask_history, first.parameters])
     return text.getvalue()
+
+
+def _reranked(results: Results | str | Path) -> list[str]:
+    """One line a re-ranked pair: what no re-ranker could exceed, and what a request costs."""
+    lines = []
+    for group in _load(results).groups():
+        ceiling, latency = group.recall_ceiling(), group.latency_ms()
+        account = next((row.rerank for row in group.rows if row.rerank is not None), None)
+        if ceiling is None or account is None:
+            continue
+        took = "" if latency is None else f", {latency.mean:.1f} ms a request"
+        lines.append(
+            f"{group.model} + {group.item_embeddings or 'none'}: re-ranks the best "
+            f"{account.get('top_k')}, recall ceiling {ceiling.mean:.4f}{took}."
+        )
+    return lines
 
 
 def _markdown_row(cells: list[str]) -> str:

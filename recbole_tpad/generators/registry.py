@@ -10,8 +10,10 @@ import yaml
 
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.generators.base import Generator
-from recbole_tpad.presets import preset_names, read_preset, read_yaml
+from recbole_tpad.presets import merge, preset_names, read_preset, read_yaml
 from recbole_tpad.settings import from_mapping
+
+__all__ = ["GENERATORS", "make_generator", "merge", "parse_overrides"]
 
 
 def _tpad(values: Mapping[str, Any], where: str) -> Generator:
@@ -47,6 +49,45 @@ def _colour_histogram(values: Mapping[str, Any], where: str) -> Generator:
     return ColourHistogramGenerator(from_mapping(ColourHistogramSettings, values, where))
 
 
+def _untrained(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.untrained import UntrainedGenerator, UntrainedSettings
+
+    return UntrainedGenerator(from_mapping(UntrainedSettings, values, where))
+
+
+def _sentence_transformer(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.sentence_transformer import (
+        SentenceTransformerGenerator,
+        SentenceTransformerSettings,
+    )
+
+    return SentenceTransformerGenerator(from_mapping(SentenceTransformerSettings, values, where))
+
+
+def _clip(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.clip import ClipGenerator, ClipSettings
+
+    return ClipGenerator(from_mapping(ClipSettings, values, where))
+
+
+def _blip2(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.blip2 import Blip2Generator, Blip2Settings
+
+    return Blip2Generator(from_mapping(Blip2Settings, values, where))
+
+
+def _qwen2vl(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.qwen2vl import Qwen2VlGenerator, Qwen2VlSettings
+
+    return Qwen2VlGenerator(from_mapping(Qwen2VlSettings, values, where))
+
+
+def _notellm2(values: Mapping[str, Any], where: str) -> Generator:
+    from recbole_tpad.generators.notellm2 import NoteLlm2Generator, NoteLlm2Settings
+
+    return NoteLlm2Generator(from_mapping(NoteLlm2Settings, values, where))
+
+
 # Imported when asked for: tfidf must not pay for loading transformers.
 GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "tpad": _tpad,
@@ -54,18 +95,13 @@ GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
     "random": _random,
     "shuffled": _shuffled,
     "colour_histogram": _colour_histogram,
+    "untrained": _untrained,
+    "sentence_transformer": _sentence_transformer,
+    "clip": _clip,
+    "blip2": _blip2,
+    "qwen2vl": _qwen2vl,
+    "notellm2": _notellm2,
 }
-
-
-def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with nested `changes` on top."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = (
-            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return merged
 
 
 def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ class ItemFeatures:
             InputError: damaged files, or rows that are not finite.
         """
         return self.read()
+
+    def parts(self) -> list[ItemFeatures]:
+        """Return the features of each modality by itself."""
+        ends = np.cumsum(self.widths or (self.rows.shape[1],)).tolist()
+        parts = np.split(self.rows, ends[:-1], axis=1)
+        return [
+            replace(self, read=partial(np.asarray, part), widths=(part.shape[1],)) for part in parts
+        ]
 
     def seen_rows(self) -> Float32:
         """Return the rows of items that occur in training: what every fit may use."""

@@ -142,6 +142,11 @@ def cost_section(results: Results, groups: Sequence[Group], colours: Colours) ->
             tag("td", group.item_embeddings or "none", class_="name"),
         ]
         rows.append(tag("tr", names, cells))
+    ceilings = [
+        (f"{g.model}, {g.item_embeddings or 'none'}", f"{ceiling.mean:.4f}")
+        for g in groups
+        if (ceiling := g.recall_ceiling()) is not None
+    ]
     body = [
         caption(
             "A run is training, validation and test in its own process; its peak memory includes "
@@ -150,6 +155,9 @@ def cost_section(results: Results, groups: Sequence[Group], colours: Colours) ->
         tag("div", tag("table", head, tag("tbody", rows)), class_="scroll"),
         *_cost_charts(results, groups, colours),
     ]
+    if ceilings:
+        body.append(caption("Re-ranked: share of test sessions whose target was a candidate:"))
+        body.append(facts(ceilings))
     made = [
         (name, f"{entry['seconds']:,.0f} s")
         for name, entry in results.content["generators"].items()

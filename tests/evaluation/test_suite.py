@@ -10,7 +10,7 @@ import pytest
 
 from recbole_tpad.bridge.models import OUR_MODELS, SEVERAL_TABLES, known_models, model_class
 from recbole_tpad.errors import InputError
-from recbole_tpad.evaluation.suite import WITHOUT_EMBEDDINGS, expand, read_suite
+from recbole_tpad.evaluation.suite import WITHOUT_EMBEDDINGS, Suite, expand, read_suite
 from recbole_tpad.generators.registry import make_generator
 from recbole_tpad.presets import preset_names
 
@@ -29,6 +29,7 @@ def test_presets_are_readable(name: str) -> None:
 
 def test_presets_are_those_the_docs_name() -> None:
     suites = {"ablation", "cold-start", "demo", "efficiency", "paper", "sanity", "small"}
+    suites |= {"comparison", "efficiency-llm", "efficiency-tiny"}
     assert set(preset_names("evaluation")) == suites
 
 
@@ -178,3 +179,16 @@ def test_nothing_to_run_and_reserved_overrides() -> None:
         expand(only)
     with pytest.raises(InputError, match="sets 'dataset'"):
         expand(read_suite({"models": ["A"]}), {"dataset": "b"})
+
+
+def test_a_reranker_is_written_out_and_ranks_every_session() -> None:
+    def suite(**settings: object) -> Suite:
+        variants = {"re-ranked": {"config": {"rerank": {"preset": "qwen2vl", **settings}}}}
+        return read_suite({"models": ["SKNN"], "seeds": 1, "variants": variants})
+
+    plain, again = expand(suite(top_k=5))
+    assert "rerank" not in plain.config
+    assert again.config["rerank"]["top_k"] == 5
+    assert again.config["rerank"]["backbone"]["kind"] == "native"
+    with pytest.raises(InputError, match="compared on the same ones"):
+        expand(suite(sessions=10))

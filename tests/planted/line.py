@@ -35,9 +35,9 @@ class Line:
         return DatasetFolder.open(self.data_path, NAME)
 
 
-def make_line(root: Path, shop_seed: int = 7) -> Line:
-    """Make the demo's shop and convert it as the demo does."""
-    shop = make_shop(root / "raw", seed=shop_seed)
+def make_line(root: Path, shop_seed: int = 7, **sizes: int) -> Line:
+    """Make the demo's shop, or a smaller one, and convert it as the demo does."""
+    shop = make_shop(root / "raw", seed=shop_seed, **sizes)
     line = Line(root)
     convert_amazon(NAME, shop.reviews, shop.meta, line.data_path, sessions="day")
     attach_images(line.data_path / NAME, shop.images)
