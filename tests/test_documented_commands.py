@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ import pytest
 from tiny_catalogue import TINY
 
 from recbole_tpad.cli import main
+from recbole_tpad.data import DatasetFolder
 from recbole_tpad.demo.shop import make_shop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,7 @@ SMALL_TOWERS = [
     "--alignment.batch_size=8",
     "--alignment.projection=8",
 ]
+SOME_ITEM = "B000123"
 SMALL_MODEL = ["--epochs=1", "--train_batch_size=64"]
 
 pytestmark = pytest.mark.slow
@@ -106,8 +109,10 @@ def grocery(raw: Path, folder: Path) -> None:
         ["embed", *data, "--generator", "tpad-tiny", "--name", "tpad", *SMALL_TOWERS],
     ):
         assert main([str(word) for word in command]) == 0
-    ids = (folder / "dataset/grocery/embeddings/tpad/item_ids.txt").read_text().split()
+    ids = DatasetFolder.open(folder / "dataset", "grocery").item_ids
     (folder / "ids.txt").write_text("\n".join(ids) + "\n")
+    words = ["embed", *data, "--generator", "random", "--name", "tpad-2"]
+    assert main(words) == 0
     np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((len(ids), 6)))
 
 
@@ -138,6 +143,12 @@ def own_tables(raw: Path, folder: Path) -> None:
         (folder / "ids.txt").write_text("\n".join(items) + "\n")
 
 
+def first_item(folder: Path) -> str:
+    """An item of the data set 'grocery'."""
+    lines = (folder / "dataset" / "grocery" / "items.jsonl").read_text(encoding="utf-8")
+    return str(json.loads(lines.partition("\n")[0])["item_id"])
+
+
 def completed(line: str, folder: Path) -> list[str]:
     """The shown command's words, with what makes it small, and names of files that exist."""
     words = shlex.split(line.partition("#")[0])[1:]
@@ -145,6 +156,7 @@ def completed(line: str, folder: Path) -> list[str]:
         str(max(folder.glob(word.replace("…", "*")))) if "saved/" in word and "…" in word else word
         for word in words
     ]
+    words = [first_item(folder) if word == SOME_ITEM else word for word in words]
     option = dict(itertools.pairwise(words))
     if words[0] == "embed" and str(option.get("--generator", "")).startswith("tpad"):
         words += SMALL_TOWERS
