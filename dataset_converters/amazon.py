@@ -270,12 +270,14 @@ def _or(value: _T | None, default: _T) -> _T:
 def _read_counts(
     lines: int, metadata: MetadataRead, rejections: RejectionLog, database: Database
 ) -> dict[str, int]:
-    reviews, users = database.row("SELECT count(*), count(DISTINCT user_id) FROM reviews")
-    items = int(database.value("SELECT count(*) FROM wanted"))
+    reviews, users, items = (
+        int(database.value(f"SELECT count(*) FROM {table}"))
+        for table in ("reviews", "user_names", "item_names")
+    )
     return {
         "review_lines": lines,
-        "reviews_read": int(reviews),
-        "users_read": int(users),
+        "reviews_read": reviews,
+        "users_read": users,
         "items_read": items,
         "metadata_records": metadata.records,
         "metadata_duplicates": metadata.duplicates,

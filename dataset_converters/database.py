@@ -70,14 +70,11 @@ class Database:
         return self.row(query, values)[0]
 
     def stream(self, query: str, rows: int = 4096) -> Iterator[list[tuple[Any, ...]]]:
-        """Yield a query's rows, `rows` at a time, in the query's order."""
-        cursor = self._connection.cursor()
-        with _named_limits():
-            # The result would be held in memory as a whole by `execute` on this connection.
-            cursor.execute(query)
-            while batch := cursor.fetchmany(rows):
-                yield batch
-        cursor.close()
+        """Return the rows of a query, `rows` at a time, in the query's order.
+
+        Another thread may take them while this one goes on to use the database.
+        """
+        return _batches(self._connection.cursor(), query, rows)
 
     def replace(self, table: str, query: str) -> None:
         """Fill `table` with the result of a query that may read the table's old rows."""
@@ -128,6 +125,17 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _batches(
+    cursor: duckdb.DuckDBPyConnection, query: str, rows: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    with _named_limits():
+        # The result would be held in memory as a whole by `execute` on the first connection.
+        cursor.execute(query)
+        while batch := cursor.fetchmany(rows):
+            yield batch
+    cursor.close()
 
 
 def quoted(text: str) -> str:

@@ -72,9 +72,11 @@ def read_reviews(
     allow_truncated: bool = False,
     exact: bool = False,
 ) -> tuple[int, SourceFile]:
-    """Fill the table `reviews` (user_id, item_id, time) in file order; return lines and source.
+    """Fill the table `reviews` (user_id, item_id, time, place); return lines and source.
 
-    `time` is in milliseconds since 1970 UTC; no review text is kept. A block of lines is read by
+    `user_id` and `item_id` are row ids of `user_names` and `item_names` (name), which are sorted:
+    whole numbers are compared and grouped several times faster than texts, in the same order.
+    `time` is in milliseconds since 1970 UTC, `place` the position in the file; no review text is kept. A block of lines is read by
     DuckDB; one with anything irregular in it is read again line by line with Python's parser, as
     all are with `exact`. Both give the same rows.
 
@@ -92,7 +94,22 @@ def read_reviews(
     rejections.check(path, max(raw.lines, 1))
     if database.value("SELECT count(*) FROM reviews") == 0:
         raise InputError(f"{path} has no review in it ({raw.lines} lines).")
+    _number_names(database)
     return raw.lines, raw.source
+
+
+def _number_names(database: Database) -> None:
+    """Make the tables of names of `reviews`, and put their row ids in the place of the texts."""
+    for table, column in (("user_names", "user_id"), ("item_names", "item_id")):
+        database.execute(
+            f"CREATE TABLE {table} AS SELECT DISTINCT {column} AS name FROM reviews ORDER BY name"
+        )
+    database.replace(
+        "reviews",
+        "SELECT u.rowid::INTEGER AS user_id, i.rowid::INTEGER AS item_id, time, r.rowid AS place "
+        "FROM reviews r JOIN user_names u ON r.user_id = u.name "
+        "JOIN item_names i ON r.item_id = i.name",
+    )
 
 
 def _read_quickly(block: Block, release: Release, database: Database) -> bool:
