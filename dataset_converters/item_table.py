@@ -43,9 +43,9 @@ def read_metadata(
 ) -> MetadataRead:
     """Fill the table `items` with a metadata record of every item of `reviews` that has some.
 
-    Columns: `item_id`, as in `reviews`; `has_title`, `has_brand`, `has_category`, `large_image`; `record`, the
-    values of the release's `meta_keys` as a JSON array. Only what a filter may ask for is cleaned
-    here, the rest by `item_contents` for the items that remain.
+    Columns: `item_id`, as in `reviews`; `has_title`, `has_brand`, `has_category`, `large_image`;
+    `record`, the values of the release's `meta_keys` as a JSON array. Only what a filter may ask
+    for is cleaned here, the rest by `item_contents` for the items that remain.
 
     Of several records of one item the one with the most content fields filled after cleaning is
     kept, the first of equals. Blocks are read as in `read_reviews`.

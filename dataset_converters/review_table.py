@@ -76,9 +76,9 @@ def read_reviews(
 
     `user_id` and `item_id` are row ids of `user_names` and `item_names` (name), which are sorted:
     whole numbers are compared and grouped several times faster than texts, in the same order.
-    `time` is in milliseconds since 1970 UTC, `place` the position in the file; no review text is kept. A block of lines is read by
-    DuckDB; one with anything irregular in it is read again line by line with Python's parser, as
-    all are with `exact`. Both give the same rows.
+    `time` is in milliseconds since 1970 UTC, `place` the position in the file; no review text is
+    kept. A block of lines is read by DuckDB; one with anything irregular in it is read again line
+    by line with Python's parser, as all are with `exact`. Both give the same rows.
 
     Raises:
         InputError: see `RawFile`; an id RecBole's files cannot carry; too many lines unusable; no

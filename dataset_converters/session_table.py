@@ -129,9 +129,10 @@ def _step(database: Database, funnel: Funnel, name: str) -> None:
 
 
 def number_sessions(database: Database, share: float) -> None:
-    """Make `boundary` (user id as text, key): the session with the number ``int(share · highest number)``.
+    """Make `boundary` (user_id, key): the session with the number ``int(share · highest number)``.
 
-    Sessions are numbered from 0 in the order of user id and key. Call it before the filters.
+    The user id is a text, as in the sessions that are compared to it. Sessions are numbered from 0
+    in the order of user id and key. Call it before the filters.
     """
     highest = int(database.value("SELECT count(*) FROM sizes")) - 1
     database.execute(

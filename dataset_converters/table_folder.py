@@ -37,7 +37,8 @@ def write_tables(
     )
     with ThreadPoolExecutor(max_workers=1) as worker:
         # Most of it is Python's work, the rest DuckDB's: each has a core to itself.
-        items = worker.submit(write_items, folder, name, item_contents(database, release, "occurring"))
+        contents = item_contents(database, release, "occurring")
+        items = worker.submit(write_items, folder, name, contents)
         written = _write_sessions(database, folder, name, augment=augment, max_len=max_len)
         counts = written.counts | items.result()
     counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
