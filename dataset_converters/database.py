@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,19 @@ class Database:
             yield
         finally:
             self.execute(f"SET threads = {threads}")
+
+    @contextmanager
+    def beside(self, work: Callable[[Database], None]) -> Iterator[None]:
+        """Run `work` in a thread of its own, on the same tables, while the block inside runs.
+
+        The two must not change the same table.
+        """
+        other = copy(self)
+        other._connection = self._connection.cursor()
+        with ThreadPoolExecutor(max_workers=1) as worker, closing(other):
+            done = worker.submit(work, other)
+            yield
+            done.result()
 
     def write_lines(self, query: str, path: Path, header: str | None = None) -> None:
         """Write a query's single text column as lines, in the query's order."""

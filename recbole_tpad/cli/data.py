@@ -104,7 +104,8 @@ def _convert_amazon(args: argparse.Namespace, _: Overrides) -> None:
     for source in summary.truncated:
         print(f"{source.name} was cut: read to the end of line {source.truncated_after:,}")
     if rejected := summary.counts["lines_rejected"]:
-        print(f"{rejected:,} lines were left out: {summary.path / 'rejected.jsonl'} says why")
+        left = "1 line was" if rejected == 1 else f"{rejected:,} lines were"
+        print(f"{left} left out: {summary.path / 'rejected.jsonl'} says why")
 
 
 def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:
