@@ -24,7 +24,7 @@ from dataset_converters.folder import (
 )
 from dataset_converters.item_table import MetadataRead, read_metadata
 from dataset_converters.reading import RejectionLog, SourceFile
-from dataset_converters.review_table import read_reviews
+from dataset_converters.review_table import number_reviews, read_reviews
 from dataset_converters.session_rules import SessionCut
 from dataset_converters.session_table import (
     SessionFilters,
@@ -221,9 +221,11 @@ def _convert(
     lines, source = read_reviews(
         reviews, release, database, rejections, allow_truncated=truncated, exact=exact
     )
-    metadata = read_metadata(
-        meta, release, database, rejections, allow_truncated=truncated, exact=exact
-    )
+    # Numbering is DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
+    with database.beside(number_reviews):
+        metadata = read_metadata(
+            meta, release, database, rejections, allow_truncated=truncated, exact=exact
+        )
     counts = _read_counts(lines, metadata, rejections, database)
     funnel = Funnel(counts["reviews_read"])
     filter_reviews(database, options.filters, funnel)
@@ -270,12 +272,14 @@ def _or(value: _T | None, default: _T) -> _T:
 def _read_counts(
     lines: int, metadata: MetadataRead, rejections: RejectionLog, database: Database
 ) -> dict[str, int]:
-    reviews, users = database.row("SELECT count(*), count(DISTINCT user_id) FROM reviews")
-    items = int(database.value("SELECT count(*) FROM wanted"))
+    reviews, users, items = (
+        int(database.value(f"SELECT count(*) FROM {table}"))
+        for table in ("reviews", "user_names", "item_names")
+    )
     return {
         "review_lines": lines,
-        "reviews_read": int(reviews),
-        "users_read": int(users),
+        "reviews_read": reviews,
+        "users_read": users,
         "items_read": items,
         "metadata_records": metadata.records,
         "metadata_duplicates": metadata.duplicates,

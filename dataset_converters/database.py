@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,11 @@ class Database:
         return self.row(query, values)[0]
 
     def stream(self, query: str, rows: int = 4096) -> Iterator[list[tuple[Any, ...]]]:
-        """Yield a query's rows, `rows` at a time, in the query's order."""
-        cursor = self._connection.cursor()
-        with _named_limits():
-            # The result would be held in memory as a whole by `execute` on this connection.
-            cursor.execute(query)
-            while batch := cursor.fetchmany(rows):
-                yield batch
-        cursor.close()
+        """Return the rows of a query, `rows` at a time, in the query's order.
+
+        Another thread may take them while this one goes on to use the database.
+        """
+        return _batches(self._connection.cursor(), query, rows)
 
     def replace(self, table: str, query: str) -> None:
         """Fill `table` with the result of a query that may read the table's old rows."""
@@ -118,6 +117,19 @@ class Database:
         finally:
             self.execute(f"SET threads = {threads}")
 
+    @contextmanager
+    def beside(self, work: Callable[[Database], None]) -> Iterator[None]:
+        """Run `work` in a thread of its own, on the same tables, while the block inside runs.
+
+        The two must not change the same table.
+        """
+        other = copy(self)
+        other._connection = self._connection.cursor()
+        with ThreadPoolExecutor(max_workers=1) as worker, closing(other):
+            done = worker.submit(work, other)
+            yield
+            done.result()
+
     def write_lines(self, query: str, path: Path, header: str | None = None) -> None:
         """Write a query's single text column as lines, in the query's order."""
         first = "false"
@@ -128,6 +140,17 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _batches(
+    cursor: duckdb.DuckDBPyConnection, query: str, rows: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    with _named_limits():
+        # The result would be held in memory as a whole by `execute` on the first connection.
+        cursor.execute(query)
+        while batch := cursor.fetchmany(rows):
+            yield batch
+    cursor.close()
 
 
 def quoted(text: str) -> str:

@@ -43,9 +43,9 @@ def read_metadata(
 ) -> MetadataRead:
     """Fill the table `items` with a metadata record of every item of `reviews` that has some.
 
-    Columns: `item_id`; `has_title`, `has_brand`, `has_category`, `large_image`; `record`, the
-    values of the release's `meta_keys` as a JSON array. Only what a filter may ask for is cleaned
-    here, the rest by `item_contents` for the items that remain.
+    Columns: `item_id`, as in `reviews`; `has_title`, `has_brand`, `has_category`, `large_image`;
+    `record`, the values of the release's `meta_keys` as a JSON array. Only what a filter may ask
+    for is cleaned here, the rest by `item_contents` for the items that remain.
 
     Of several records of one item the one with the most content fields filled after cleaning is
     kept, the first of equals. Blocks are read as in `read_reviews`.
@@ -53,7 +53,6 @@ def read_metadata(
     Raises:
         InputError: see `RawFile`; too many lines unusable.
     """
-    database.execute("CREATE TABLE wanted AS SELECT DISTINCT item_id FROM reviews")
     flags = "".join(f", {flag} BOOLEAN" for flag in NEEDS)
     database.execute(f"CREATE TABLE records (item_id VARCHAR, line BIGINT{flags}, record VARCHAR)")
     raw = RawFile(path, block=BLOCK, folder=database.folder, allow_truncated=allow_truncated)
@@ -79,17 +78,16 @@ def read_metadata(
 
 
 def item_contents(database: Database, release: Release, ids: str) -> Iterator[ItemContent]:
-    """Yield the cleaned content of the items in the table `ids` (item_id), sorted by id."""
+    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id."""
     query = (
-        f"SELECT o.item_id, i.record FROM {ids} o LEFT JOIN items i ON o.item_id = i.item_id "
-        "ORDER BY o.item_id"
+        f"SELECT o.item_id, i.record FROM {ids} o LEFT JOIN (SELECT name, record FROM items "
+        "JOIN item_names n ON items.item_id = n.rowid) i ON o.item_id = i.name ORDER BY o.item_id"
     )
-    for rows in database.stream(query):
-        for item_id, text in rows:
-            if text is None:
-                yield ItemContent(item_id)
-            else:
-                yield item_content(_record(text, release), release)
+    return (
+        ItemContent(item_id) if text is None else item_content(_record(text, release), release)
+        for rows in database.stream(query)
+        for item_id, text in rows
+    )
 
 
 def _row(line: int, text: str, release: Release) -> tuple[Any, ...]:
@@ -126,7 +124,7 @@ def _read_quickly(block: Block, release: Release, database: Database) -> _Wanted
         "block",
         f"SELECT {item}[2:-2] AS item_id, {block.first_line} + rowid AS line, {needs}, "
         f"'[' || concat_ws(',', {values}) || ']' AS record "
-        f"FROM block WHERE {item}[2:-2] IN (SELECT item_id FROM wanted) ORDER BY rowid",
+        f"FROM block WHERE {item}[2:-2] IN (SELECT name FROM item_names) ORDER BY rowid",
     )
     decided = " AND ".join(f"{need} IS NOT NULL" for need in NEEDS)
     database.execute(f"INSERT INTO records SELECT * FROM block WHERE {decided}")
@@ -154,7 +152,7 @@ def _read_exactly(
     database.execute("CREATE OR REPLACE TABLE asked (item_id VARCHAR)")
     database.append("asked", {"item_id": [item for _, item, _ in found]})
     rows = database.execute(
-        "SELECT item_id FROM asked WHERE item_id IN (SELECT item_id FROM wanted)"
+        "SELECT item_id FROM asked WHERE item_id IN (SELECT name FROM item_names)"
     )
     reviewed = {row[0] for row in rows}
     return records, ((number, text) for number, item, text in found if item in reviewed)
@@ -185,8 +183,9 @@ def _keep_best(release: Release, database: Database) -> tuple[int, int]:
     if duplicates:
         _look_at_duplicates(release, database)
     database.execute(
-        f"CREATE TABLE items AS SELECT item_id, {', '.join(NEEDS[:-1])}, record, best.page_source "
-        "FROM records JOIN best USING (item_id, line)"
+        f"CREATE TABLE items AS SELECT n.rowid::INTEGER AS item_id, {', '.join(NEEDS[:-1])}, "
+        "record, best.page_source FROM records JOIN best USING (item_id, line) "
+        "JOIN item_names n ON item_id = n.name"
     )
     page_source = database.value("SELECT count(*) FROM items WHERE page_source AND NOT has_title")
     for table in ("records", "best"):

@@ -17,6 +17,9 @@ from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 
 BLOCK = 48 << 20  # bytes of lines handled at once; a statement costs as much as reading half an MB
+# DuckDB reads pieces of twice this size: they stay in the processor's cache. A block with a longer
+# line is irregular.
+_LONGEST_LINE = 1 << 20
 
 
 class Irregular(Exception):
@@ -35,7 +38,8 @@ def read_block(block: Block, keys: tuple[str, ...]) -> str:
     texts = ", ".join(f'"{key}"::VARCHAR AS "{key}"' for key in keys)
     return (
         f"(SELECT {texts} FROM read_json({quoted(str(block.store))}, format='newline_delimited', "
-        f"compression='uncompressed', columns={{{columns}}}))"
+        f"compression='uncompressed', maximum_object_size={_LONGEST_LINE}, "
+        f"columns={{{columns}}}))"
     )
 
 
@@ -72,11 +76,12 @@ def read_reviews(
     allow_truncated: bool = False,
     exact: bool = False,
 ) -> tuple[int, SourceFile]:
-    """Fill the table `reviews` (user_id, item_id, time) in file order; return lines and source.
+    """Fill `reviews` (user_id, item_id, time) and `item_names`; return lines and source.
 
-    `time` is in milliseconds since 1970 UTC; no review text is kept. A block of lines is read by
-    DuckDB; one with anything irregular in it is read again line by line with Python's parser, as
-    all are with `exact`. Both give the same rows.
+    Ids are texts until `number_reviews`. `item_names` (name) is sorted. `time` is in milliseconds
+    since 1970 UTC; no review text is kept. A block of lines is read by DuckDB; one with anything
+    irregular in it is read again line by line with Python's parser, as all are with `exact`. Both
+    give the same rows.
 
     Raises:
         InputError: see `RawFile`; an id RecBole's files cannot carry; too many lines unusable; no
@@ -92,7 +97,29 @@ def read_reviews(
     rejections.check(path, max(raw.lines, 1))
     if database.value("SELECT count(*) FROM reviews") == 0:
         raise InputError(f"{path} has no review in it ({raw.lines} lines).")
+    _sort_names(database, "item_names", "item_id")
     return raw.lines, raw.source
+
+
+def _sort_names(database: Database, table: str, column: str) -> None:
+    database.execute(
+        f"CREATE TABLE {table} AS SELECT DISTINCT {column} AS name FROM reviews ORDER BY name"
+    )
+
+
+def number_reviews(database: Database) -> None:
+    """Make `user_names` (name), sorted, and put row ids in the place of the ids in `reviews`.
+
+    Whole numbers are compared and grouped several times faster than texts, in the same order.
+    The new column `place` is a review's position in the file.
+    """
+    _sort_names(database, "user_names", "user_id")
+    database.replace(
+        "reviews",
+        "SELECT u.rowid::INTEGER AS user_id, i.rowid::INTEGER AS item_id, time, r.rowid AS place "
+        "FROM reviews r JOIN user_names u ON r.user_id = u.name "
+        "JOIN item_names i ON r.item_id = i.name",
+    )
 
 
 def _read_quickly(block: Block, release: Release, database: Database) -> bool:

@@ -31,12 +31,12 @@ def filter_reviews(database: Database, filters: SessionFilters, funnel: Funnel) 
     """Make `kept` (user_id, item_id, time, place) of `reviews`, before sessions are cut."""
     if filters.drop_repeats:
         database.execute(
-            "CREATE TABLE kept AS SELECT user_id, item_id, time, min(rowid) AS place "
+            "CREATE TABLE kept AS SELECT user_id, item_id, time, min(place) AS place "
             "FROM reviews GROUP BY user_id, item_id, time"
         )
         funnel.step("drop_repeats", database.value("SELECT count(*) FROM kept"))
     else:
-        database.execute("CREATE VIEW kept AS SELECT *, rowid AS place FROM reviews")
+        database.execute("CREATE VIEW kept AS SELECT * FROM reviews")
     conditions = []
     if filters.needs_text:
         conditions.append(("needs_text", "has_title AND has_brand AND has_category"))
@@ -131,26 +131,33 @@ def _step(database: Database, funnel: Funnel, name: str) -> None:
 def number_sessions(database: Database, share: float) -> None:
     """Make `boundary` (user_id, key): the session with the number ``int(share · highest number)``.
 
-    Sessions are numbered from 0 in the order of user id and key. Call it before the filters.
+    The user id is a text, as in the sessions that are compared to it. Sessions are numbered from 0
+    in the order of user id and key. Call it before the filters.
     """
     highest = int(database.value("SELECT count(*) FROM sizes")) - 1
     database.execute(
-        "CREATE TABLE boundary AS SELECT user_id, key FROM sizes ORDER BY user_id, key "
-        f"LIMIT 1 OFFSET {int(share * highest)}"
+        "CREATE TABLE boundary AS SELECT name AS user_id, key FROM (SELECT user_id, key FROM sizes "
+        f"ORDER BY user_id, key LIMIT 1 OFFSET {int(share * highest)}) s "
+        "JOIN user_names n ON s.user_id = n.rowid"
     )
 
 
 def build_sessions(
     database: Database, cut: SessionCut, ticks: int, longest: int | None, funnel: Funnel
 ) -> None:
-    """Make `sessions` of `events`, which is dropped.
+    """Make `sessions` of `events`, which is dropped. Ids are texts from here on.
 
     Columns: `id`; `place`, its position by user id and key; `user_id`, `key`; `items`, `times`
     (whole seconds) in the order of time stamp and place in the source, at most `longest`;
     `last_time`, the last of them in milliseconds.
     """
     # A table made by an ordered query: its row ids are in that order.
-    database.replace("events", "SELECT * FROM events ORDER BY user_id, key, time, place")
+    database.replace(
+        "events",
+        "SELECT u.name AS user_id, i.name AS item_id, key, time FROM events e "
+        "JOIN user_names u ON e.user_id = u.rowid JOIN item_names i ON e.item_id = i.rowid "
+        "ORDER BY e.user_id, key, time, place",
+    )
     database.execute(
         "CREATE TABLE sessions (id VARCHAR, place BIGINT, user_id VARCHAR, key BIGINT, "
         "items VARCHAR[], times BIGINT[], last_time BIGINT)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_converters.amazon_records import Release
@@ -31,6 +32,22 @@ def write_tables(
 
     The database has the tables of `split_sessions` and of `read_metadata`.
     """
+    database.execute(
+        "CREATE TABLE occurring AS SELECT DISTINCT unnest(items) AS item_id FROM everything"
+    )
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        # Most of it is Python's work, the rest DuckDB's: each has a core to itself.
+        contents = item_contents(database, release, "occurring")
+        items = worker.submit(write_items, folder, name, contents)
+        written = _write_sessions(database, folder, name, augment=augment, max_len=max_len)
+        counts = written.counts | items.result()
+    counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
+    return replace(written, counts=counts)
+
+
+def _write_sessions(
+    database: Database, folder: Path, name: str, *, augment: bool, max_len: int
+) -> TablesWritten:
     counts = _write_interactions(database, folder / f"{name}.inter")
     parts = {part: _cut(part, max_len, augment) for part in PARTS}
     database.execute(
@@ -40,8 +57,6 @@ def write_tables(
     for part, sessions in parts.items():
         counts |= _write_part(database, folder / name, part, sessions, augment, max_len)
         fingerprints[part] = _fingerprint(database, sessions)
-    counts |= write_items(folder, name, item_contents(database, release, "occurring"))
-    counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
     longest = max(
         int(database.value(f"SELECT max(len(items)) FROM {table}")) for table in parts.values()
     )
@@ -65,9 +80,6 @@ def _write_interactions(database: Database, path: Path) -> dict[str, int]:
         f"SELECT id || {_TAB} || unnest(items) || {_TAB} || unnest(times) FROM everything",
         path,
         header,
-    )
-    database.execute(
-        "CREATE TABLE occurring AS SELECT DISTINCT unnest(items) AS item_id FROM everything"
     )
     names = (
         "sessions",

@@ -18,6 +18,7 @@ _UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff]")
 # Nothing that any pattern above looks for, once entities are resolved: most published texts.
 _PLAIN = re.compile(r"[^<{(=\x00-\x1f\x7f-\x9f\u200b\ufeff\ud800-\udfff]*")
+_ENTITY = re.compile("&[#A-Za-z]")  # where `html.unescape` may find one
 _NUMBER = r"\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 _PRICE = re.compile(rf"^\s*{_NUMBER}(?:\s*-\s*{_NUMBER})?\s*$")
 
@@ -25,10 +26,9 @@ _PRICE = re.compile(rf"^\s*{_NUMBER}(?:\s*-\s*{_NUMBER})?\s*$")
 def _unescape(text: str) -> str:
     # Published text is escaped up to twice ("&amp;amp;").
     for _ in range(3):
-        plain = html.unescape(text)
-        if plain == text:
+        if not _ENTITY.search(text):
             break
-        text = plain
+        text = html.unescape(text)
     return text
 
 
@@ -68,7 +68,7 @@ def as_strings(value: Any) -> list[str]:
     """Return the strings of a field that is published now as a string, now as a list of them."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list):
+    if value and isinstance(value, list):
         return [entry for entry in value if isinstance(entry, str)]
     return []
 
@@ -94,5 +94,10 @@ def parse_price(value: Any) -> float | None:
         return float(value) if 0 <= value < float("inf") else None
     if not isinstance(value, str):
         return None
-    match = _PRICE.match(value)
+    return _price_of_text(value)
+
+
+@lru_cache(maxsize=4096)
+def _price_of_text(text: str) -> float | None:
+    match = _PRICE.match(text)
     return float(match.group(1).replace(",", "")) if match else None

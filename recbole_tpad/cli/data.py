@@ -103,6 +103,9 @@ def _convert_amazon(args: argparse.Namespace, _: Overrides) -> None:
     print(summary_text(summary.path, summary.counts))
     for source in summary.truncated:
         print(f"{source.name} was cut: read to the end of line {source.truncated_after:,}")
+    if rejected := summary.counts["lines_rejected"]:
+        left = "1 line was" if rejected == 1 else f"{rejected:,} lines were"
+        print(f"{left} left out: {summary.path / 'rejected.jsonl'} says why")
 
 
 def _convert_sequences(args: argparse.Namespace, _: Overrides) -> None:

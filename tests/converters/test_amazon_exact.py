@@ -133,6 +133,15 @@ def test_each_odd_line_in_a_block_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert quick == exact
 
 
+def test_lines_longer_than_the_database_reads() -> None:
+    long = json.dumps(review("U1", "I1", 1_500_000_000, reviewText="word " * 1_000_000))
+    item = json.dumps(meta("I3", description=["word " * 1_000_000]))
+    quick, exact = convert_both_ways([*GOOD[:50], long, *GOOD[50:]], [*ITEMS[4:], item])
+    assert isinstance(quick, dict)
+    assert quick == exact
+    assert quick["items.jsonl"].count(b"word") == 1_000_000
+
+
 def test_many_blocks_keep_the_order_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

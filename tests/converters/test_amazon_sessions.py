@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_amazon import START, Review, random_reviews, raw_files, rows, sessions_by_hand
+from raw_amazon import (
+    START,
+    Review,
+    random_reviews,
+    raw_files,
+    review,
+    rows,
+    sessions_by_hand,
+    write_lines,
+)
 
 from dataset_converters.amazon import convert_amazon
 from dataset_converters.errors import InputError
@@ -223,6 +232,26 @@ def check_parts(path: Path, options: dict[str, Any]) -> None:
         ends = [[events[s][-1][0] for s in split[part]] for part in ("train", "valid", "test")]
         assert max(ends[0]) <= min(ends[1])
         assert max(ends[1]) <= min(ends[2])
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"), [([], None), (["x\n"], "1 line was"), (["x\n", "{}\n"], "2 lines were")]
+)
+def test_the_command_line_tells_how_many_lines_were_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: list[str], told: str | None
+) -> None:
+    _, metadata = raw_files(tmp_path / "raw", random_reviews(36))
+    good = [review(*r) for r in random_reviews(36)]
+    source = write_lines(tmp_path / "r.json.gz", [*good, *bad])
+    call = ["convert", "amazon", "--dataset", "x", "--data_path", str(tmp_path)]
+    assert main([*call, "--reviews", str(source), "--meta", str(metadata)]) == 0
+    out = capsys.readouterr().out
+    path = tmp_path / "x" / "rejected.jsonl"
+    if told is None:
+        assert "left out" not in out
+    else:
+        assert f"{told} left out: {path} says why" in out.splitlines()
+        assert len(path.read_text().splitlines()) == len(bad)
 
 
 def test_the_command_line_reaches_every_option(
