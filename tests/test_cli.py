@@ -186,7 +186,7 @@ def test_vectors_come_and_go_from_the_command_line(
     (tmp_path / "v.txt").write_text("".join(lines))
     assert main(["embeddings", "import", *shop, "mine", "--array", str(tmp_path / "v.txt")]) == 0
     assert "mine: 24 items, vectors 2, role other" in capsys.readouterr().out
-    assert main(["embeddings", "info", *shop, "mine"]) == 0
+    assert main(["embeddings", "info", *shop, "mine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["modalities"] == {"vectors": 2}
     assert main(["embeddings", "verify", *shop, "mine"]) == 0
     assert "every one of 24 items" in capsys.readouterr().out

@@ -23,7 +23,7 @@ OUR_MODELS = {
     "SPop": "recbole_tpad.recommenders.spop",
 }
 # Models that cannot take item embeddings because their items live in more than one table.
-SEVERAL_TABLES = frozenset({"FPMC", "HGN", "NPE", "RepeatNet", "TransRec"})
+SEVERAL_TABLES = frozenset({"FPMC", "GRU4RecKG", "HGN", "NPE", "RepeatNet", "TransRec"})
 # RecBole's general models score a user by id; here users are sessions, unseen before their test.
 _GENERAL = {
     "BPR": "DIMO or SASRec",

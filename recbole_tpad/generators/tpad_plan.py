@@ -15,12 +15,12 @@ from recbole_tpad.backbones.native import NativeBackbone
 from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
 from recbole_tpad.backbones.sizing import count_step, empty_backbone, parameter_count, vision_flops
 from recbole_tpad.data import Item
+from recbole_tpad.generators import encoding_plan
 from recbole_tpad.generators.encoder_plan import encoder_plan
 from recbole_tpad.generators.encoding_plan import (
     EFFICIENCY,
     duration,
     made_tiny,
-    matrix_rate,
     plan_encoding,
 )
 from recbole_tpad.stages.alignment import AlignmentSettings
@@ -161,7 +161,7 @@ def _steps(stages: PlannedStages) -> str:
 
 
 def _times(work: Mapping[str, float], dtype: str, device: torch.device) -> str:
-    rate = matrix_rate(device, DTYPES[dtype])
+    rate = encoding_plan.matrix_rate(device, DTYPES[dtype])
     seconds = {name: flops / (rate * EFFICIENCY) for name, flops in work.items()}
     return (
         f"Expected time on {device.type} (a matrix product runs at {rate / 1e12:.2f} TFLOP/s "

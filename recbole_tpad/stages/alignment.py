@@ -287,8 +287,11 @@ class _Alignment:
             q_gain = sum(float(q_over_marginal(self.q[n], low[n], z[n])) for n in low)
         for _ in range(self.settings.likelihood_steps):
             fits = [-self.q[n].log_likelihood(low[n].detach(), z[n]) for n in low]
+            fit = torch.stack(fits).sum()
+            if not torch.isfinite(fit):
+                break  # nor is the loss, which names the step's items
             optimizer.zero_grad()
-            torch.stack(fits).sum().backward()
+            fit.backward()
             optimizer.step()
         device = next(iter(states.values())).device
         zero = torch.zeros((), device=device)

@@ -17,8 +17,8 @@ def shop(tmp_path: Path) -> Path:
         tmp_path / "dataset", "shop", train, valid, [*test, ("cold", ["i01", "new"])]
     )
     items = [*(f"i{k:02d}" for k in range(30)), "new"]
-    lines = [f"{item}\tb{k % 3}\tc{k % 4}" for k, item in enumerate(items)]
-    header = "item_id:token\tbrand:token\tcategory:token"
+    lines = [f"{item}\tb{k % 3}\tc{k % 4}\t{k}.5" for k, item in enumerate(items)]
+    header = "item_id:token\tbrand:token\tcategory:token\tprice:float"
     (folder / "shop.item").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return tmp_path / "dataset"
 
