@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -125,7 +126,10 @@ def visible(path: Path) -> list[Path]:
 
 
 def times(path: Path) -> dict[str, int]:
-    return {p.name: p.stat().st_mtime_ns for p in visible(path)}
+    """When the files of whole shards were written: those with every modality."""
+    found = visible(path)
+    counts = Counter(p.name.partition(".")[2] for p in found)
+    return {p.name: p.stat().st_mtime_ns for p in found if counts[p.name.partition(".")[2]] == 2}
 
 
 def embed(data_path: Path, launcher: list[str]) -> subprocess.Popen[str]:
@@ -146,13 +150,18 @@ def embed(data_path: Path, launcher: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, errors[-3000:]
 
 
 def torchrun(*more: str) -> list[str]:
     port = str(20000 + os.getpid() % 20000)
-    two = ["--nproc_per_node", "2", "--master_port", port]
+    # c10d: with a static rendezvous a restarted group finds the addresses of the killed one.
+    two = ["--nproc_per_node", "2", "--rdzv_backend", "c10d", f"--rdzv_endpoint=localhost:{port}"]
     return ["-m", "torch.distributed.run", *two, *more]
 
 
