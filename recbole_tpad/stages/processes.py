@@ -13,6 +13,8 @@ from functools import cache
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from recbole_tpad.errors import InputError
 
@@ -89,5 +91,14 @@ def processes() -> Processes:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu else "gloo")
+        # torch elastic keeps its store over a restart: without a prefix of their own, restarted
+        # processes would find, and wait for, the addresses of the killed ones.
+        store, rank, count = next(iter(rendezvous("env://")))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "nccl" if gpu else "gloo",
+            store=PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=count,
+        )
     return Processes(dist.get_rank(), dist.get_world_size())

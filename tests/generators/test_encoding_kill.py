@@ -160,8 +160,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def torchrun(*more: str) -> list[str]:
     port = str(20000 + os.getpid() % 20000)
-    # c10d: with a static rendezvous a restarted group finds the addresses of the killed one.
-    two = ["--nproc_per_node", "2", "--rdzv_backend", "c10d", f"--rdzv_endpoint=localhost:{port}"]
+    two = ["--nproc_per_node", "2", "--master_port", port]
     return ["-m", "torch.distributed.run", *two, *more]
 
 
