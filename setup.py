@@ -62,6 +62,7 @@ OPENAI = ["openai[aiohttp]>=3,<4", "uvloop>=0.21"]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=5,<7"]
 TEST = [
     "pytest>=8",
+    "pytest-timeout>=2.4",
     "pytest-xdist>=3.6",
     "hypothesis>=6",
     "hyperopt>=0.2.7",

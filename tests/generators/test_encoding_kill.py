@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import pytest
 import torch
 from small_tpad import NAME, run_tpad
 from tiny_catalogue import TINY, read_lines, write_catalogue, write_lines
+from tqdm import tqdm
 
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.generators import tpad_tower
@@ -64,6 +66,8 @@ def test_fifty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = tower.as_read(folder.items)
     content = tower.content_hashes(items)
     torch.set_num_threads(1)
+    # tqdm's own lock is shared by forked processes: one killed inside it would block all others.
+    monkeypatch.setattr(tqdm, "_lock", threading.RLock(), raising=False)
 
     def shards(scratch: Path, rank: int = 0, count: int = 1) -> Path:
         monkeypatch.setattr(encoding, "processes", lambda: Processes(rank, count))

@@ -34,7 +34,8 @@ SEEDS = (1, 2, 3)
 MODELS = ("DIMO", "GRU4Rec", "SASRec")
 Scores = dict[tuple[str, str], list[dict[str, float]]]
 
-pytestmark = pytest.mark.slow
+# One fixture makes every store and run.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def _embed_task(task: tuple[Path, str, str, int, dict[str, Any]]) -> None:
