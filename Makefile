@@ -6,7 +6,7 @@ TORCH  ?= torch==2.13.0
 # Extra options for the torch download, for instance another package index.
 PIP_TORCH ?=
 
-# Test processes at a time in the fast tier.
+# Test processes at a time.
 JOBS   ?= 2
 
 VENV   := .venv
@@ -30,7 +30,7 @@ test: $(READY)
 	$(RUN) pytest -n $(JOBS)
 
 slow: $(READY)
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(RUN) ruff check .

@@ -45,6 +45,7 @@ def run(dataset: DatasetFolder, backbone: dict[str, Any]) -> ItemEmbeddings:
     return embed(path.parent, dataset.name, "tpad", name="made", overrides=overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "siglip"])
 def test_the_whole_line(kind: str, tmp_path: Path) -> None:
     dataset = write_catalogue(tmp_path / "data")
@@ -72,6 +73,7 @@ def test_the_whole_line(kind: str, tmp_path: Path) -> None:
     assert {f.name: f.stat().st_mtime_ns for f in features.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
     dataset = write_catalogue(tmp_path / "data")
     backbone = backbone_of("siglip", tmp_path, dataset)

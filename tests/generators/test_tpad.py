@@ -252,6 +252,7 @@ def test_without_alignment_sessions_have_no_influence(fresh: DatasetFolder) -> N
     assert content(run_tpad(other, {"no_alignment": True})) == wanted
 
 
+@pytest.mark.slow
 def test_without_transition_k0_is_the_teacher_and_sessions_do_not_matter(
     fresh: DatasetFolder,
 ) -> None:
@@ -267,6 +268,7 @@ def test_without_transition_k0_is_the_teacher_and_sessions_do_not_matter(
     assert again_without(other, changes) == wanted
 
 
+@pytest.mark.slow
 def test_without_knowledge_stage_1_is_skipped(fresh: DatasetFolder) -> None:
     store = run_tpad(fresh, {"no_knowledge": True})
     assert kinds(set(stages(fresh))) == ["alignment", "transition"]
@@ -317,6 +319,7 @@ def again_without(folder: DatasetFolder, changes: dict[str, Any]) -> dict[str, b
     return content(run_tpad(reopened(folder), changes))
 
 
+@pytest.mark.slow
 def test_without_images_no_picture_matters(fresh: DatasetFolder) -> None:
     changes = {"use_images": False}
     wanted = content(run_tpad(fresh, changes))
@@ -328,6 +331,7 @@ def test_without_images_no_picture_matters(fresh: DatasetFolder) -> None:
     assert again_without(fresh, changes) == wanted
 
 
+@pytest.mark.slow
 def test_without_text_no_word_matters(fresh: DatasetFolder) -> None:
     changes = {"use_text": False}
     wanted = content(run_tpad(fresh, changes))

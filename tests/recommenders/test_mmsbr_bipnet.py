@@ -86,6 +86,7 @@ def test_mmsbr_equals_its_equations(build: Any, modalities: list[str] | None) ->
     torch.testing.assert_close(picked, found.gather(1, rows["item_id"][:, None])[:, 0])
 
 
+@pytest.mark.slow
 def test_mmsbr_gradients_equal_the_references(build: Any) -> None:
     _, model, loaders = build("MMSBR", **MMSBR, item_embeddings="content")
     model.eval()

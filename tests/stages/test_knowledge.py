@@ -175,6 +175,7 @@ def overfitting(checkpoint: Path, dataset: DatasetFolder, folder: Path) -> Any:
     return result, held_out_loss(backbone, inputs, holdout)
 
 
+@pytest.mark.slow
 def test_early_stop_takes_the_best_weights(
     checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_looks_resumes_to_the_same_bits(
     checkpoint: Path, dataset: DatasetFolder, tmp_path: Path
 ) -> None:
