@@ -11,6 +11,21 @@ import yaml
 from recbole_tpad.errors import InputError, nearest
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key set twice is an error, not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in lines:
+                problem = f"'{key.value}' is set twice, first in line {lines[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
 def properties_dir() -> Path:
     """Return the folder with model/, generator/, dataset/ and evaluation/ presets.
 
@@ -38,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: unreadable file, invalid YAML (with the line), or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -77,20 +77,33 @@ _AT_LEAST = {
     "MAX_ITEM_LIST_LENGTH": 1,
     "learning_rate": 0,
     "weight_decay": 0,
+    "hidden_size": 1,
+    "embedding_size": 1,
+    "inner_size": 1,
+    "n_heads": 1,
+    "num_layers": 1,
 }
+_DEVICES = re.compile(r"\s*(\d+\s*(,\s*\d+\s*)*)?")
 _LOSSES = ("CE", "BPR")  # those RecBole's sequential models can be given batches for
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 
 
 def check_ranges(external: Mapping[str, Any], found: Any) -> None:
     """Refuse what torch would refuse later without naming the key, or RecBole would replace."""
-    for key, least in _AT_LEAST.items():
+    # RecBole's transformers read the last of their layers' outputs.
+    layers = (
+        {} if _is_own(found) or found.__module__.startswith("recbole_tpad.") else {"n_layers": 1}
+    )
+    for key, least in {**_AT_LEAST, **layers}.items():
         value = external.get(key)
         if isinstance(value, (int, float)) and not value >= least:
             raise InputError(f"{key}={value!r} must be at least {least}.")
     seed = external.get("seed", 0)
     if isinstance(seed, float):
         raise InputError(f"seed={seed!r} must be a whole number.")
+    devices = external.get("gpu_id", "")
+    if not _DEVICES.fullmatch(str(devices)):
+        raise InputError(f"gpu_id={devices!r} must be numbers with commas between them.")
     loss = external.get("loss_type", "CE")
     if loss not in _LOSSES and not _is_own(found):
         raise InputError(f"loss_type={loss!r} is unknown. Known: {', '.join(_LOSSES)}.")

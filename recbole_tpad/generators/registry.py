@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,13 @@ GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
 }
 
 
+_TEMPLATE = re.compile(r"""(?!["']).*\{\w+\}""", re.DOTALL)
+
+
 def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:
     """Turn ``{"knowledge.loop.steps": "50"}`` into a nested mapping; values are YAML scalars.
+
+    A text with ``{placeholders}`` is a template and taken as it is: as YAML it would be a mapping.
 
     Raises:
         InputError: a value that is not valid YAML.
@@ -113,7 +119,7 @@ def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, text in arguments.items():
         try:
-            value = yaml.safe_load(text)
+            value = text if _TEMPLATE.match(text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"--{key}={text} is not a valid YAML value.") from error
         *parents, last = key.split(".")

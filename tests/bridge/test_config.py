@@ -12,6 +12,7 @@ import pytest
 from recbole_tpad.bridge.config import SessionConfig, parse_overrides, parse_value
 from recbole_tpad.bridge.models import builtin_models, known_models, model_class
 from recbole_tpad.errors import InputError
+from recbole_tpad.presets import read_yaml
 
 
 def config(shop: Path, model: Any = "SASRec", **keys: Any) -> SessionConfig:
@@ -72,6 +73,11 @@ def test_sampling_follows_the_loss(shop: Path) -> None:
         ("SASRec", {"train_batch_size": 0}, "train_batch_size=0 must be at least 1"),
         ("SASRec", {"epochs": -1}, "epochs=-1 must be at least 1"),
         ("SASRec", {"learning_rate": -0.1}, "learning_rate=-0.1 must be at least 0"),
+        ("SASRec", {"n_layers": 0}, "n_layers=0 must be at least 1"),
+        ("GRU4Rec", {"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ("SASRec", {"hidden_size": -8}, "hidden_size=-8 must be at least 1"),
+        ("DIMO", {"embedding_size": 0}, "embedding_size=0 must be at least 1"),
+        ("SASRec", {"gpu_id": "abc"}, "gpu_id='abc' must be numbers with commas"),
         ("SASRec", {"learner": "adamm"}, "would train with adam. Did you mean 'adam'"),
         ("SASRec", {"loss_type": "XX"}, "loss_type='XX' is unknown. Known: CE, BPR"),
         ("SASRec", {"seed": 1.5}, "seed=1.5 must be a whole number"),
@@ -144,6 +150,25 @@ def test_tabs_are_explained(shop: Path, tmp_path: Path) -> None:
     file.write_text("eval_args:\n\tmode: full\n")
     with pytest.raises(InputError, match=r"tabs\.yaml(.|\n)*line 2(.|\n)*spaces, not tabs"):
         SessionConfig("SASRec", "shop", [file], {"data_path": str(shop)})
+
+
+@pytest.mark.parametrize("text", ["epochs: 1\nseed: 2\nepochs: 3\n", "topk: [5]\n'topk': [5]\n"])
+def test_a_key_set_twice_in_a_file_is_refused(shop: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"twice\.yaml(.|\n)*(epochs|topk)' is set twice"):
+        SessionConfig("SASRec", "shop", [file], {"data_path": str(shop)})
+
+
+def test_a_merged_mapping_may_be_changed(tmp_path: Path) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text("a: &a {b: 1, c: 2}\nd:\n  <<: *a\n  b: 3\n")
+    assert read_yaml(file)["d"] == {"b": 3, "c": 2}
+
+
+@pytest.mark.parametrize("device", [0, "0", "0,1", "", "1, 2"], ids=str)
+def test_devices_are_numbers(shop: Path, device: Any) -> None:
+    assert config(shop, gpu_id=device)["device"].type in ("cpu", "cuda")
 
 
 def test_values_of_the_command_line_that_look_like_code(shop: Path, tmp_path: Path) -> None:

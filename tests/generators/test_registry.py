@@ -75,6 +75,11 @@ def test_overrides_are_yaml_scalars() -> None:
     }
 
 
+@pytest.mark.parametrize("text", ["{title}", "{title}, {brand}", "Title: {title}. {brand}"])
+def test_a_template_needs_no_quotes(text: str) -> None:
+    assert parse_overrides({"item_text": text, "b": f'"{text}"'}) == {"item_text": text, "b": text}
+
+
 @pytest.mark.parametrize(
     "given",
     [
