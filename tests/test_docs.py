@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from doc_blocks import FENCED, shell_blocks
 
 from recbole_tpad.cli import build_parser
 from recbole_tpad.evaluation.suite import read_suite
@@ -14,8 +15,6 @@ from recbole_tpad.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELL = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)?(#[^)\s]+)?\)")
 
@@ -25,11 +24,7 @@ def commands(program: str, *, in_sentences: bool = False) -> list[tuple[Path, st
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        blocks = [
-            line
-            for block in SHELL.findall(text)
-            for line in block.replace("\\\n", " ").splitlines()
-        ]
+        blocks = [line for block in shell_blocks(text) for line in block.splitlines()]
         if in_sentences:
             blocks += [" ".join(words.split()) for words in INLINE.findall(FENCED.sub("", text))]
         for line in blocks:

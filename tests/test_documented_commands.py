@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from doc_blocks import shell_blocks
 from tiny_catalogue import TINY
 
 from recbole_tpad.cli import main
@@ -26,7 +27,8 @@ from recbole_tpad.data import DatasetFolder
 from recbole_tpad.demo.shop import make_shop
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Files that a page shows; their first line is a comment with their name.
+FILE = re.compile(r"^```(?:python|yaml)\n# (\w+\.(?:py|yaml))\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"#\s*needs (a GPU|an endpoint|a download|a model)")
 # Pages whose head says that they are not run here, and the words that say it.
 ELSEWHERE = {"reproducing.md": "not been run", "results.md": "data sets named there"}
@@ -47,8 +49,7 @@ pytestmark = pytest.mark.slow
 
 def shown(page: Path) -> list[str]:
     """Lines of the page's shell blocks, continuation lines joined."""
-    text = page.read_text(encoding="utf-8")
-    blocks = [block.replace("\\\n", " ") for block in BLOCK.findall(text)]
+    blocks = shell_blocks(page.read_text(encoding="utf-8"))
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -94,6 +95,8 @@ def workspace(
     if "--dataset grocery" in page.read_text(encoding="utf-8"):
         grocery(raw, tmp_path)
     own_tables(raw, tmp_path)
+    for name, content in FILE.findall(page.read_text(encoding="utf-8")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -158,7 +161,8 @@ def completed(line: str, folder: Path) -> list[str]:
     ]
     words = [first_item(folder) if word == SOME_ITEM else word for word in words]
     option = dict(itertools.pairwise(words))
-    if words[0] == "embed" and str(option.get("--generator", "")).startswith("tpad"):
+    towers = words[0] == "embed" and str(option.get("--generator", "")).startswith("tpad")
+    if towers and "--update" not in words:
         words += SMALL_TOWERS
     elif words[0] in ("run", "evaluate", "exec"):
         given = {word.partition("=")[0] for word in words}

@@ -24,6 +24,7 @@ from recbole_tpad.bridge.config_checks import (
 from recbole_tpad.bridge.models import OUR_MODELS, model_class, recbole_folder
 from recbole_tpad.bridge.pretraining import check_stage
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.own_code import is_own, own_file
 from recbole_tpad.presets import properties_dir, read_preset, read_yaml
 
 _FLOAT = re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?$")
@@ -70,11 +71,11 @@ class SessionConfig(Config):  # type: ignore[misc]
     """RecBole's Config for sequential models on a data set folder.
 
     Layers, low to high: RecBole's overall, ours (``properties/overall.yaml``), RecBole's model
-    YAML, ours (``properties/model``), RecBole's quick start for sequential models, the data set
-    folder's own settings, configuration files, `config_dict`.
+    YAML, ours (``properties/model``, or the one beside a user's file), RecBole's quick start for
+    sequential models, the data set folder's own settings, configuration files, `config_dict`.
 
     Args:
-        model: a name of `known_models`, or a model class.
+        model: a name of `known_models`, a Python file of the user's, or a model class.
         dataset: name of a folder in ``data_path``: one of ours, or RecBole's atomic files.
         config_file_list: YAML files.
         config_dict: keys and typed values.
@@ -83,6 +84,8 @@ class SessionConfig(Config):  # type: ignore[misc]
         InputError: unknown model, data set or key (with the nearest known name), a value of the
             wrong type, or a combination RecBole refuses.
     """
+
+    _own_file: Path | None = None
 
     def __init__(
         self,
@@ -128,6 +131,8 @@ class SessionConfig(Config):  # type: ignore[misc]
             if value is None:
                 raise InputError(f"No {key} given. Set '{key}' in the configuration.")
         found = model_class(model) if isinstance(model, str) else model
+        if isinstance(model, str) and is_own(model):
+            self._own_file = own_file(model).resolve()
         return found.__name__, found, str(dataset)
 
     # -- layers ------------------------------------------------------------------------------------
@@ -138,7 +143,7 @@ class SessionConfig(Config):  # type: ignore[misc]
         theirs_path = recbole_folder() / "properties" / "model" / f"{model}.yaml"
         theirs = read_yaml(theirs_path) if theirs_path.is_file() else {}
         overall = read_yaml(properties_dir() / "overall.yaml")
-        ours = read_preset("model", model) if model in OUR_MODELS else {}
+        ours = self._preset(model)
         internal.update({k: v for k, v in overall.items() if k not in theirs})
         internal.update(ours)
         external: dict[str, Any] = self.external_config_dict
@@ -166,6 +171,13 @@ class SessionConfig(Config):  # type: ignore[misc]
         check_embeddings(external)
         check_evaluation(external, self.data_set_is_ours)
 
+    def _preset(self, model: str) -> dict[str, Any]:
+        """The model's own YAML: ours, or the one beside a user's file."""
+        if self._own_file is not None:
+            preset = self._own_file.with_suffix(".yaml")
+            return read_yaml(preset) if preset.is_file() else {}
+        return read_preset("model", model) if model in OUR_MODELS else {}
+
     def _init_device(self) -> None:
         # RecBole's own ignores use_gpu and sets CUDA_VISIBLE_DEVICES for the whole process.
         final: dict[str, Any] = self.final_config_dict
@@ -177,7 +189,8 @@ class SessionConfig(Config):  # type: ignore[misc]
     def for_json(self) -> dict[str, Any]:
         """Return what the user configured, ready for JSON, enough to build this object again."""
         kept = {k: v for k, v in self.external_config_dict.items() if k not in ("model", "dataset")}
-        content = {"model": self.model, "dataset": self.dataset, **kept}
+        model = self.model if self._own_file is None else f"{self._own_file}:{self.model}"
+        content = {"model": model, "dataset": self.dataset, **kept}
         found: dict[str, Any] = json.loads(json.dumps(content, default=str))
         return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from recbole_tpad.errors import InputError, nearest
+from recbole_tpad.own_code import is_own, own_class
 
 OUR_MODELS = {
     "BiPNet": "recbole_tpad.recommenders.bipnet",
@@ -66,11 +67,14 @@ def known_models() -> list[str]:
 
 
 def model_class(name: str) -> Any:
-    """Return the class of a model by name.
+    """Return the class of a model by name, or from a user's ``FILE.py`` or ``FILE.py:Class``.
 
     Raises:
-        InputError: unknown (the nearest name is suggested), or not sequential.
+        InputError: unknown (the nearest name is suggested), or not sequential; a file without one
+            `SequentialRecommender`.
     """
+    if is_own(name):
+        return own_class(name, _is_sequential, "SequentialRecommender")
     if name in OUR_MODELS:
         return getattr(importlib.import_module(OUR_MODELS[name]), name)
     known = known_models()
@@ -88,7 +92,8 @@ def model_class(name: str) -> Any:
         )
     if name not in known:
         raise InputError(
-            f"Unknown sequential model '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+            f"Unknown sequential model '{name}'.{nearest(name, known)} Known: {', '.join(known)}; "
+            "or a Python file with a model of your own."
         )
     # RecBole's SINE, imported with the package, turns autograd's anomaly mode on for the whole
     # process: every backward pass of every model then records and checks each operation.
@@ -98,6 +103,12 @@ def model_class(name: str) -> Any:
     finally:
         torch.autograd.set_detect_anomaly(*anomaly)
     return getattr(module, name)
+
+
+def _is_sequential(found: type) -> bool:
+    from recbole.model.abstract_recommender import SequentialRecommender
+
+    return issubclass(found, SequentialRecommender)
 
 
 def build_model(config: Any, train: Any) -> Any:

@@ -21,6 +21,7 @@ from recbole_tpad.bridge.dataset import Loaders, read_data
 from recbole_tpad.bridge.models import build_model
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.errors import InputError
+from recbole_tpad.own_code import is_own
 
 
 class _SavedRun(NamedTuple):
@@ -97,7 +98,15 @@ def _load(path: Path, overrides: dict[str, Any], trusted: bool) -> _SavedRun:
         name = str(state["config"]["model"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path.with_suffix('.json')} is damaged ({error!r}).") from error
-    check_origin({"model": name}, str(content["model"]), None, str(path))
+    if is_own(name):
+        # A checkpoint alone never decides which code is run.
+        if "model" not in overrides:
+            raise InputError(
+                f"{path} holds a model from the file {name}. Name that file (on the command line "
+                "--model FILE.py), so that its code may be run."
+            )
+    else:
+        check_origin({"model": name}, str(content["model"]), None, str(path))
     recboles_own = bool(state.get("recboles_own"))
     with registered() if recboles_own else numpy_names():
         if recboles_own:
@@ -111,7 +120,7 @@ def _load(path: Path, overrides: dict[str, Any], trusted: bool) -> _SavedRun:
             init_seed(config["seed"], config["reproducibility"])
             dataset, loaders = read_data(config)
             model = build_model(config, loaders.train._dataset)
-    check_origin(state, name, dataset, str(path))
+    check_origin(state, str(config["model"]), dataset, str(path))
     _check_store(path, state, model, config)
     restore(model, tensors, str(path))
     model.eval()

@@ -39,6 +39,7 @@ from recbole_tpad.evaluation.stores import check_stores, labels, prepare_stores
 from recbole_tpad.evaluation.suite import RunSpec, Suite, expand, parts_of, read_suite
 from recbole_tpad.evaluation.table import csv_table, markdown_table
 from recbole_tpad.files import atomic_path, sha256_file, sha256_json, write_json
+from recbole_tpad.own_code import check_own, is_own, own_sha256
 from recbole_tpad.presets import properties_dir
 from recbole_tpad.results import FORMAT
 from recbole_tpad.store import ItemEmbeddings, open_store, store_path
@@ -194,7 +195,10 @@ def _outputs(
         own = {k: v for k, v in config.items() if k not in ("data_path", "item_embeddings")}
         parts = [stores[part].sha256 for part in parts_of(spec.item_embeddings) if part in stores]
         store = "+".join(parts) if parts else None
-        key = sha256_json({"config": own, "data": data, "store": store, "code": code})
+        depends: dict[str, Any] = {"config": own, "data": data, "store": store, "code": code}
+        if is_own(spec.model):
+            depends["own_code"] = own_sha256(spec.model)
+        key = sha256_json(depends)
         found.append(folder / "runs" / f"{key[:24]}.json")
     return found
 
@@ -212,10 +216,12 @@ def _default_runner() -> Runner:
 def _check_models(models: Sequence[str]) -> None:
     known = known_models()
     for model in models:
-        if model not in known:
+        if is_own(model):
+            check_own(model)
+        elif model not in known:
             raise InputError(
                 f"Unknown sequential model '{model}'.{nearest(model, known)} "
-                f"Known: {', '.join(known)}."
+                f"Known: {', '.join(known)}; or a Python file with a model of your own."
             )
 
 

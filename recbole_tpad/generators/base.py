@@ -49,8 +49,8 @@ class RunRecord:
 class Generator(Protocol):
     """A way to make item embeddings.
 
-    A new one is a file in this package with a class of this shape, an entry in
-    `recbole_tpad.generators.registry`, and a YAML in ``properties/generator``.
+    A new one is a Python file with one class of this shape, whose first argument is a dataclass of
+    settings, and a YAML file that names it.
     """
 
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:

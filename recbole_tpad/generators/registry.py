@@ -2,107 +2,65 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
+from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.generators.base import Generator
+from recbole_tpad.generators.base import Encoded, Generator, RunRecord
+from recbole_tpad.own_code import is_own, own_class, own_sha256
 from recbole_tpad.presets import merge, preset_names, read_preset, read_yaml
 from recbole_tpad.settings import from_mapping
 
-__all__ = ["GENERATORS", "make_generator", "merge", "parse_overrides"]
+__all__ = ["known_kinds", "make_generator", "merge", "parse_overrides"]
 
 
-def _tpad(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.tpad import TpadGenerator, TpadSettings
-
-    return TpadGenerator(from_mapping(TpadSettings, values, where))
-
-
-def _tfidf(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.tfidf import TfidfGenerator, TfidfSettings
-
-    return TfidfGenerator(from_mapping(TfidfSettings, values, where))
-
-
-def _random(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.random import RandomGenerator, RandomSettings
-
-    return RandomGenerator(from_mapping(RandomSettings, values, where))
-
-
-def _shuffled(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.shuffled import ShuffledGenerator, ShuffledSettings
-
-    return ShuffledGenerator(from_mapping(ShuffledSettings, values, where))
-
-
-def _colour_histogram(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.colour_histogram import (
-        ColourHistogramGenerator,
-        ColourHistogramSettings,
+def known_kinds() -> list[str]:
+    """Return what ``generator:`` may be: every kind that a preset names."""
+    return sorted(
+        {str(read_preset("generator", n)["generator"]) for n in preset_names("generator")}
     )
 
-    return ColourHistogramGenerator(from_mapping(ColourHistogramSettings, values, where))
+
+def _is_generator(found: type) -> bool:
+    return all(callable(getattr(found, name, None)) for name in ("fingerprint", "generate"))
 
 
-def _untrained(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.untrained import UntrainedGenerator, UntrainedSettings
-
-    return UntrainedGenerator(from_mapping(UntrainedSettings, values, where))
-
-
-def _sentence_transformer(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.sentence_transformer import (
-        SentenceTransformerGenerator,
-        SentenceTransformerSettings,
-    )
-
-    return SentenceTransformerGenerator(from_mapping(SentenceTransformerSettings, values, where))
+def _build(found: Any, values: Mapping[str, Any], where: str) -> Any:
+    """Build a generator; the type of its first argument says which settings there are."""
+    parameters = list(inspect.signature(found).parameters)
+    settings = get_type_hints(found.__init__).get(parameters[0]) if parameters else None
+    if not isinstance(settings, type) or not is_dataclass(settings):
+        raise InputError(
+            f"{where}: the first argument of {found.__name__} must have a dataclass of settings as "
+            "its type."
+        )
+    return found(from_mapping(settings, values, where))
 
 
-def _clip(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.clip import ClipGenerator, ClipSettings
+class _OwnGenerator:
+    """A generator from a user's file; vectors also depend on that file."""
 
-    return ClipGenerator(from_mapping(ClipSettings, values, where))
+    def __init__(self, generator: Any, name: str) -> None:
+        self._generator = generator
+        self._code = {f"code:{key}": value for key, value in own_sha256(name).items()}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
 
-def _blip2(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.blip2 import Blip2Generator, Blip2Settings
+    def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:
+        return {**self._generator.fingerprint(dataset), **self._code}
 
-    return Blip2Generator(from_mapping(Blip2Settings, values, where))
-
-
-def _qwen2vl(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.qwen2vl import Qwen2VlGenerator, Qwen2VlSettings
-
-    return Qwen2VlGenerator(from_mapping(Qwen2VlSettings, values, where))
-
-
-def _notellm2(values: Mapping[str, Any], where: str) -> Generator:
-    from recbole_tpad.generators.notellm2 import NoteLlm2Generator, NoteLlm2Settings
-
-    return NoteLlm2Generator(from_mapping(NoteLlm2Settings, values, where))
-
-
-# Imported when asked for: tfidf must not pay for loading transformers.
-GENERATORS: dict[str, Callable[[Mapping[str, Any], str], Generator]] = {
-    "tpad": _tpad,
-    "tfidf": _tfidf,
-    "random": _random,
-    "shuffled": _shuffled,
-    "colour_histogram": _colour_histogram,
-    "untrained": _untrained,
-    "sentence_transformer": _sentence_transformer,
-    "clip": _clip,
-    "blip2": _blip2,
-    "qwen2vl": _qwen2vl,
-    "notellm2": _notellm2,
-}
+    def generate(self, dataset: DatasetFolder, work: Path, record: RunRecord) -> Encoded:
+        encoded: Encoded = self._generator.generate(dataset, work, record)
+        return replace(encoded, inputs={**encoded.inputs, **self._code})
 
 
 _TEMPLATE = re.compile(r"""(?!["']).*\{\w+\}""", re.DOTALL)
@@ -137,12 +95,15 @@ def parse_overrides(arguments: Mapping[str, str]) -> dict[str, Any]:
 def make_generator(name: str, overrides: Mapping[str, Any] | None = None) -> Generator:
     """Build a generator from a preset name or the path of a YAML file of the same shape.
 
+    The YAML's key ``generator`` is the module of `recbole_tpad.generators` that holds the class or,
+    in a YAML file given by its path, a Python file beside it (``mine.py`` or ``mine.py:Class``).
+
     Args:
         name: preset in ``properties/generator``, or a ``.yaml`` path.
         overrides: nested values on top of the preset.
 
     Raises:
-        InputError: unknown preset, generator kind or key.
+        InputError: unknown preset, generator kind or key; a Python file without one generator.
     """
     if name.endswith((".yaml", ".yml")):
         values, where = read_yaml(Path(name)), name
@@ -154,11 +115,26 @@ def make_generator(name: str, overrides: Mapping[str, Any] | None = None) -> Gen
                 "or give the path of a YAML file."
             )
         values, where = read_preset("generator", name), f"generator '{name}'"
+    # Code is only run where the user's own file names it.
+    own = str(values.get("generator", "")) if name.endswith((".yaml", ".yml")) else ""
     values = merge(values, overrides or {})
     kind = str(values.pop("generator", ""))
-    if kind not in GENERATORS:
+    if own == kind and is_own(kind):
+        file = str(Path(name).parent / kind)
+        made = _build(own_class(file, _is_generator, "generator"), values, where)
+        return _OwnGenerator(made, file)
+    known = known_kinds()
+    if kind not in known:
         raise InputError(
-            f"{where}: the key 'generator' is '{kind}'.{nearest(kind, GENERATORS)} "
-            f"Known: {', '.join(GENERATORS)}."
+            f"{where}: the key 'generator' is '{kind}'.{nearest(kind, known)} "
+            f"Known: {', '.join(known)}; or, in a YAML file of your own, a Python file beside it."
         )
-    return GENERATORS[kind](values, where)
+    # Imported when asked for: tfidf must not pay for loading transformers.
+    module = importlib.import_module(f"recbole_tpad.generators.{kind}")
+    (found,) = (
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and c.__module__ == module.__name__ and _is_generator(c)
+    )
+    generator: Generator = _build(found, values, where)
+    return generator
