@@ -23,7 +23,7 @@ def add_commands(commands: Commands) -> None:
         keys="Any RecBole key: --learning_rate=0.003",
     )
     add_dataset(run)
-    run.add_argument("--model", help="required unless --checkpoint is given")
+    run.add_argument("--model", help="name, or FILE.py of your own; required unless --checkpoint")
     run.add_argument("--item_embeddings", help="store name or path")
     run.add_argument("--config_files", help="YAML files, separated by spaces")
     run.add_argument("--saved", action="store_true", help="keep the best checkpoint")
@@ -43,6 +43,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_dataset(rerank)
     rerank.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    rerank.add_argument("--model", metavar="FILE.py", help="where the run's model is your own")
     rerank.add_argument("--reranker", default="qwen2vl", help="preset name or YAML path")
     execute = commands.add(
         "exec", _exec, "Run a stock RecBole script, such as run_recbole.py, that finds our models."
@@ -127,6 +128,8 @@ def _rerank(args: argparse.Namespace, overrides: Overrides) -> None:
 
     settings = {"preset": args.reranker, **parse_overrides(overrides)}
     keys = {"dataset": args.dataset, "data_path": str(args.data_path), "rerank": settings}
+    if args.model is not None:
+        keys["model"] = args.model
     _print_result(evaluate_saved_run(args.checkpoint, keys))
 
 
