@@ -34,13 +34,13 @@ def texts_of(items: Sequence[Item]) -> list[str]:
     return [f"{i.title} {i.brand} {i.category}" for i in items]
 
 
-def _stir(model: torch.nn.Module, seed: int) -> None:
+def _stir(model: torch.nn.Module, seed: int, spread: float = 0.3) -> None:
     """Weights large enough that inputs make a difference."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
 
 
 def write_two_towers(folder: Path, kind: str, items: Sequence[Item]) -> Path:
@@ -105,7 +105,7 @@ def write_blip2(folder: Path, items: Sequence[Item]) -> Path:
     return vision
 
 
-def write_bert(folder: Path, items: Sequence[Item], width: int = 16) -> Path:
+def write_bert(folder: Path, items: Sequence[Item], width: int = 16, spread: float = 0.3) -> Path:
     """A small BERT whose vocabulary holds the items' words."""
     folder.mkdir(parents=True)
     words = sorted({w for text in texts_of(items) for w in text.lower().split()})
@@ -121,7 +121,7 @@ def write_bert(folder: Path, items: Sequence[Item], width: int = 16) -> Path:
             max_position_embeddings=64,
         )
     )
-    _stir(model, 3)
+    _stir(model, 3, spread)
     model.save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
