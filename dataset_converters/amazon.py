@@ -24,7 +24,7 @@ from dataset_converters.folder import (
 )
 from dataset_converters.item_table import MetadataRead, read_metadata
 from dataset_converters.reading import RejectionLog, SourceFile
-from dataset_converters.review_table import number_reviews, read_reviews
+from dataset_converters.review_table import name_users, read_reviews
 from dataset_converters.session_rules import SessionCut
 from dataset_converters.session_table import (
     SessionFilters,
@@ -221,8 +221,8 @@ def _convert(
     lines, source = read_reviews(
         reviews, release, database, rejections, allow_truncated=truncated, exact=exact
     )
-    # Numbering is DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
-    with database.beside(number_reviews):
+    # DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
+    with database.beside(name_users):
         metadata = read_metadata(
             meta, release, database, rejections, allow_truncated=truncated, exact=exact
         )

@@ -81,7 +81,7 @@ def item_contents(database: Database, release: Release, ids: str) -> Iterator[It
     """Return the cleaned content of the items in the table `ids` (item_id), sorted by id."""
     query = (
         f"SELECT o.item_id, i.record FROM {ids} o LEFT JOIN (SELECT name, record FROM items "
-        "JOIN item_names n ON items.item_id = n.rowid) i ON o.item_id = i.name ORDER BY o.item_id"
+        "JOIN item_names n ON items.item_id = n.key) i ON o.item_id = i.name ORDER BY o.item_id"
     )
     return (
         ItemContent(item_id) if text is None else item_content(_record(text, release), release)
@@ -183,7 +183,7 @@ def _keep_best(release: Release, database: Database) -> tuple[int, int]:
     if duplicates:
         _look_at_duplicates(release, database)
     database.execute(
-        f"CREATE TABLE items AS SELECT n.rowid::INTEGER AS item_id, {', '.join(NEEDS[:-1])}, "
+        f"CREATE TABLE items AS SELECT n.key AS item_id, {', '.join(NEEDS[:-1])}, "
         "record, best.page_source FROM records JOIN best USING (item_id, line) "
         "JOIN item_names n ON item_id = n.name"
     )
