@@ -78,10 +78,13 @@ def read_metadata(
 
 
 def item_contents(database: Database, release: Release, ids: str) -> Iterator[ItemContent]:
-    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id."""
+    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id.
+
+    The database may be used meanwhile, but `items` and `item_names` must stay.
+    """
     query = (
-        f"SELECT o.item_id, i.record FROM {ids} o LEFT JOIN (SELECT name, record FROM items "
-        "JOIN item_names n ON items.item_id = n.key) i ON o.item_id = i.name ORDER BY o.item_id"
+        f"SELECT n.name, i.record FROM {ids} o JOIN item_names n ON o.item_id = n.key "
+        "LEFT JOIN items i ON o.item_id = i.item_id ORDER BY n.name"
     )
     return (
         ItemContent(item_id) if text is None else item_content(_record(text, release), release)
