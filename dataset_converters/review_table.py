@@ -52,15 +52,15 @@ def plain_id(column: str) -> str:
     """Return the SQL test that a column of JSON text is a string RecBole's files can carry.
 
     ASCII without spaces and escapes only: other ids may be fine too, but are left to `check_id`.
-    Written without a regular expression, which takes twice as long.
+    Written without a regular expression, which takes twice as long; CASE spares most ids the list.
     """
     missing = [f'"{word}"' for word in sorted(READ_AS_MISSING)]
     longest = max(map(len, missing))
     return (
-        f"starts_with({column}, '\"') AND strlen({column}) > 2 "
-        f"AND strlen({column}) = length({column}) "
+        f"starts_with({column}, '\"') AND strlen({column}) = length({column}) "
         f"AND NOT contains({column}, '\\') AND NOT contains({column}, ' ') "
-        f"AND (strlen({column}) > {longest} OR {column} NOT IN {quoted_list(missing)})"
+        f"AND CASE WHEN strlen({column}) > {longest} THEN true "
+        f"ELSE strlen({column}) > 2 AND {column} NOT IN {quoted_list(missing)} END"
     )
 
 
