@@ -17,7 +17,7 @@ from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 from dataset_converters.review_table import IRREGULAR, Irregular, plain_id, read_block
 
-BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
+BLOCK = 16 << 20  # records of metadata are parsed a block at a time: ten times their text
 _COLUMNS = ("item_id", "line", *NEEDS, "record")
 _Wanted = Iterator[tuple[int, str]]
 
