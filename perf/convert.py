@@ -1,10 +1,11 @@
 """Converting raw Amazon files: time against a plain pandas script, and peak memory by size.
 
 Usage: python perf/convert.py [--reviews 5000000] [--others 1000000 10000000 20000000] [--runs 1]
-    [--sports] [--folder DIR]
+    [--sports] [--folder DIR] [--raw DIR]
 
 Writes raw files of the 2018 format, converts them by DIMO's recipe with `convert_amazon` and with
 `convert_with_pandas.py`, each in a process of its own, and compares the bytes of what both write.
+With --raw those files are kept in a folder, and used again from there by the next run.
 The sizes in `others` and, with --sports, a file of the shape of Amazon's Sports (2,839,940 reviews
 of 104,687 items by 332,447 users, metadata of 962,876 items) are converted by `convert_amazon`
 alone. All times and peaks are logged. The last line is a JSON object:
@@ -66,6 +67,18 @@ def write_raw(folder: Path, *shape: int) -> tuple[Path, Path]:
     return folder / "reviews.json.gz", folder / "meta.json.gz"
 
 
+def kept_raw(folder: Path | None, temporary: Path, reviews: int) -> tuple[Path, Path]:
+    """Return raw files of `reviews`, written now unless `folder` has them from another run."""
+    folder = temporary / "raw" if folder is None else folder
+    size = folder / "reviews.txt"  # written last
+    if not size.exists():
+        write_raw(folder, reviews)
+        size.write_text(f"{reviews}\n")
+    if int(size.read_text()) != reviews:
+        raise SystemExit(f"{folder} has {size.read_text().strip()} reviews, not {reviews}")
+    return folder / "reviews.json.gz", folder / "meta.json.gz"
+
+
 def ours(raw: tuple[Path, Path], folder: Path) -> tuple[float, float]:
     shutil.rmtree(folder, ignore_errors=True)
     return timed([sys.executable, "-c", OURS, *map(str, raw), str(folder)])
@@ -112,12 +125,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--sports", action="store_true", help="a file shaped like Amazon's Sports")
     parser.add_argument("--folder", type=Path, help="for up to 3 GB of raw files")
+    parser.add_argument("--raw", type=Path, help="keep the raw files of `reviews` here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
         if args.sports:
             alone(folder, "Sports", *SPORTS)
-        raw = write_raw(folder / "raw", args.reviews)
+        raw = kept_raw(args.raw, folder, args.reviews)
         mine, theirs = [], []
         for run in range(args.runs):
             mine.append(ours(raw, folder / "ours"))
