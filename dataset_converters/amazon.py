@@ -24,7 +24,7 @@ from dataset_converters.folder import (
 )
 from dataset_converters.item_table import MetadataRead, read_metadata
 from dataset_converters.reading import RejectionLog, SourceFile
-from dataset_converters.review_table import number_reviews, read_reviews
+from dataset_converters.review_table import name_users, read_reviews
 from dataset_converters.session_rules import SessionCut
 from dataset_converters.session_table import (
     SessionFilters,
@@ -35,7 +35,7 @@ from dataset_converters.session_table import (
     number_sessions,
 )
 from dataset_converters.split_tables import DIMO_TRAIN, SplitOptions, parse_ratio, split_sessions
-from dataset_converters.table_folder import write_tables
+from dataset_converters.table_folder import items_beside, write_tables
 
 _T = TypeVar("_T")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -221,8 +221,8 @@ def _convert(
     lines, source = read_reviews(
         reviews, release, database, rejections, allow_truncated=truncated, exact=exact
     )
-    # Numbering is DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
-    with database.beside(number_reviews):
+    # DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
+    with database.beside(name_users):
         metadata = read_metadata(
             meta, release, database, rejections, allow_truncated=truncated, exact=exact
         )
@@ -233,34 +233,35 @@ def _convert(
     if options.split == "dimo":
         number_sessions(database, DIMO_TRAIN)
     filter_events(database, options.filters, funnel)
-    build_sessions(database, cut, release.ticks, options.max_session_length, funnel)
-    split_sessions(database, options.splitting)
-    path = target_path(data_path, name, overwrite=overwrite)
-    with atomic_folder(path) as folder:
-        written = write_tables(
-            database, folder, name, release, augment=options.augment, max_len=options.max_len
-        )
-        write_split_json(
-            folder,
-            rule=options.split,
-            sessions=options.sessions,
-            augmented=options.augment,
-            max_len=written.longest_list,
-            counts=written.counts,
-            fingerprints=written.fingerprints,
-        )
-        write_rejections(folder, rejections.entries)
-        counts |= written.counts
-        sources: tuple[SourceFile, ...] = (source, metadata.source)
-        write_dataset_json(
-            folder,
-            name=name,
-            release=release.name,
-            sources=sources,
-            options=asdict(options),
-            filters=funnel.steps,
-            counts=counts,
-        )
+    with items_beside(database, release) as items:
+        build_sessions(database, cut, release.ticks, options.max_session_length, funnel)
+        split_sessions(database, options.splitting)
+        path = target_path(data_path, name, overwrite=overwrite)
+        with atomic_folder(path) as folder:
+            written = write_tables(
+                database, folder, name, items, augment=options.augment, max_len=options.max_len
+            )
+            write_split_json(
+                folder,
+                rule=options.split,
+                sessions=options.sessions,
+                augmented=options.augment,
+                max_len=written.longest_list,
+                counts=written.counts,
+                fingerprints=written.fingerprints,
+            )
+            write_rejections(folder, rejections.entries)
+            counts |= written.counts
+            sources: tuple[SourceFile, ...] = (source, metadata.source)
+            write_dataset_json(
+                folder,
+                name=name,
+                release=release.name,
+                sources=sources,
+                options=asdict(options),
+                filters=funnel.steps,
+                counts=counts,
+            )
     cut_short = tuple(source for source in sources if source.truncated_after is not None)
     return ConversionSummary(name, path, counts, tuple(funnel.steps), cut_short)
 

@@ -84,13 +84,16 @@ class Database:
         self.execute(f"DROP TABLE IF EXISTS {table}")
         self.execute(f"ALTER TABLE {table}_new RENAME TO {table}")
 
-    def append(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Add rows, given column by column; text columns hold strings only."""
+    def append(self, table: str, columns: Mapping[str, Sequence[Any]], selected: str = "*") -> None:
+        """Add rows, given column by column; text columns hold strings only.
+
+        `selected`: the table's columns as SQL over the given ones.
+        """
         rows = {name: _column(values) for name, values in columns.items()}
         if not len(next(iter(rows.values()))):
             return
         self._connection.register("appended", rows)
-        self.execute(f"INSERT INTO {table} SELECT * FROM appended")
+        self.execute(f"INSERT INTO {table} SELECT {selected} FROM appended")
         self._connection.unregister("appended")
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_folder, sha256_file, write_json
-from dataset_converters.item_content import ITEM_HEADER, item_cells
+from dataset_converters.item_content import ITEM_COUNTS, ITEM_HEADER, ItemRow, item_row
 from dataset_converters.item_content import ItemContent as ItemContent
 from dataset_converters.reading import Rejection, SourceFile
 from dataset_converters.split import PARTS, Split, SplitRule, cut_parts, split_sha256
@@ -22,11 +23,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READ_AS_MISSING = frozenset(
     {"#N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"}
     | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]"}
-)
-
-_ITEM_COUNTS = tuple(
-    f"items_with_{what}"
-    for what in ("title", "brand", "category", "description", "price", "image_url")
 )
 
 Sessions = Sequence[tuple[str, Sequence[str]]]
@@ -151,7 +147,7 @@ def write_folder(conversion: Conversion, data_path: Path, *, overwrite: bool) ->
         for part in PARTS:
             counts |= _write_part(folder, conversion, part, parts[part], in_train)
         items = (conversion.contents.get(i, ItemContent(i)) for i in item_ids)
-        counts |= write_items(folder, conversion.name, items)
+        counts |= write_items(folder, conversion.name, map(item_row, items))
         counts["items_in_train"] = len(in_train)
         longest = max(len(items) for sessions in parts.values() for _, items in sessions)
         write_split_json(
@@ -321,22 +317,22 @@ def _write_benchmark(path: Path, sessions: Sessions, *, augment: bool, max_len: 
 BENCHMARK_HEADER = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
 
 
-def write_items(folder: Path, name: str, items: Iterable[ItemContent]) -> dict[str, int]:
+def write_items(folder: Path, name: str, rows: Iterable[ItemRow]) -> dict[str, int]:
     """Write ``items.jsonl`` and the ``.item`` file; return how many items have what."""
-    counts = dict.fromkeys(_ITEM_COUNTS, 0)
+    seen: Counter[str] = Counter()
     with (
         (folder / "items.jsonl").open("w", encoding="utf-8", newline="\n") as contents,
         (folder / f"{name}.item").open("w", encoding="utf-8", newline="\n") as features,
     ):
         features.write(ITEM_HEADER)
-        for item in items:
-            contents.write(item.to_line() + "\n")
-            features.write(item_cells(item) + "\n")
-            texts = (item.title, item.brand, item.category, item.description)
-            present = (*texts, item.price is not None, item.image_urls)
-            for count, value in zip(_ITEM_COUNTS, present, strict=True):
-                counts[count] += bool(value)
-    return counts
+        for present, cells, line in rows:
+            contents.write(line + "\n")
+            features.write(cells + "\n")
+            seen[present] += 1
+    return {
+        count: sum(n for present, n in seen.items() if present[place] == "1")
+        for place, count in enumerate(ITEM_COUNTS)
+    }
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

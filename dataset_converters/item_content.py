@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 ITEM_HEADER = "item_id:token\ttitle:token_seq\tbrand:token\tcategory:token\tprice:float\n"
+ITEM_COUNTS = tuple(
+    f"items_with_{what}"
+    for what in ("title", "brand", "category", "description", "price", "image_url")
+)
 # Made once: to make an encoder takes as long as to use it.
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -75,11 +79,27 @@ class ItemContent:
         return _to_json(self.to_json())
 
 
-def item_cells(item: ItemContent) -> str:
-    """Return an item's row of the ``.item`` file, without the line end."""
+class ItemRow(NamedTuple):
+    """What the folder's files say about one item.
+
+    Attributes:
+        present: one digit, 0 or 1, for each of `ITEM_COUNTS`.
+        cells: the row of the ``.item`` file, without the line end.
+        line: the line of ``items.jsonl``, without the line end; it has no tab.
+    """
+
+    present: str
+    cells: str
+    line: str
+
+
+def item_row(item: ItemContent) -> ItemRow:
+    """Return the rows of an item."""
+    title, brand, category = item.title, item.brand, item.category
     price = "" if item.price is None else repr(item.price)
-    cells = [item.item_id, *map(_cell, (item.title, item.brand, item.category)), price]
-    return "\t".join(cells)
+    cells = f"{item.item_id}\t{_cell(title)}\t{_cell(brand)}\t{_cell(category)}\t{price}"
+    values = (title, brand, category, item.description, price, item.image_urls)
+    return ItemRow("".join(["1" if value else "0" for value in values]), cells, item.to_line())
 
 
 def _cell(text: str) -> str:

@@ -17,7 +17,7 @@ from dataset_converters.raw_file import Block, RawFile, read_ahead
 from dataset_converters.reading import RejectionLog, SourceFile
 from dataset_converters.review_table import IRREGULAR, Irregular, plain_id, read_block
 
-BLOCK = 8 << 20  # records of metadata are parsed a block at a time: ten times their text
+BLOCK = 16 << 20  # records of metadata are parsed a block at a time: ten times their text
 _COLUMNS = ("item_id", "line", *NEEDS, "record")
 _Wanted = Iterator[tuple[int, str]]
 
@@ -78,10 +78,13 @@ def read_metadata(
 
 
 def item_contents(database: Database, release: Release, ids: str) -> Iterator[ItemContent]:
-    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id."""
+    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id.
+
+    The database may be used meanwhile, but `items` and `item_names` must stay.
+    """
     query = (
-        f"SELECT o.item_id, i.record FROM {ids} o LEFT JOIN (SELECT name, record FROM items "
-        "JOIN item_names n ON items.item_id = n.rowid) i ON o.item_id = i.name ORDER BY o.item_id"
+        f"SELECT n.name, i.record FROM {ids} o JOIN item_names n ON o.item_id = n.key "
+        "LEFT JOIN items i ON o.item_id = i.item_id ORDER BY n.name"
     )
     return (
         ItemContent(item_id) if text is None else item_content(_record(text, release), release)
@@ -183,7 +186,7 @@ def _keep_best(release: Release, database: Database) -> tuple[int, int]:
     if duplicates:
         _look_at_duplicates(release, database)
     database.execute(
-        f"CREATE TABLE items AS SELECT n.rowid::INTEGER AS item_id, {', '.join(NEEDS[:-1])}, "
+        f"CREATE TABLE items AS SELECT n.key AS item_id, {', '.join(NEEDS[:-1])}, "
         "record, best.page_source FROM records JOIN best USING (item_id, line) "
         "JOIN item_names n ON item_id = n.name"
     )

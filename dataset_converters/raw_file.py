@@ -152,31 +152,24 @@ class RawFile:
         self._broken, self._readable = stream.broken, stream.position
 
     def _line_blocks(self, start: bytes, chunks: Iterator[bytes]) -> Iterator[Block]:
-        rest = [b""]  # after the last line end
-        size = 0
         lines = _Lines(self._store())
         for chunk in chain([start], chunks):
-            cut = chunk.rfind(b"\n") + 1
-            if not cut:
-                rest.append(chunk)
-                size += len(chunk)
-                if size > _LONGEST_LINE:
-                    raise InputError(
-                        f"{self.path}, line {self.lines + lines.count + 1}: longer than "
-                        f"{_LONGEST_LINE >> 20} MB. Expected one JSON object a line."
-                    )
-                continue
-            lines.write(b"".join([*rest, chunk[:cut]]))
-            rest, size = [chunk[cut:]], len(chunk) - cut
-            if lines.size >= self._block:
+            lines.write(chunk)
+            if lines.unfinished > _LONGEST_LINE:
+                raise InputError(
+                    f"{self.path}, line {self.lines + lines.count + 1}: longer than "
+                    f"{_LONGEST_LINE >> 20} MB. Expected one JSON object a line."
+                )
+            if lines.whole >= self._block:
+                rest = chunk[len(chunk) - lines.unfinished :]
                 yield self._lines_block(lines)
                 lines = _Lines(self._store())
-        last = b"".join(rest)
+                lines.write(rest)
         if self._broken:
             # The unfinished last line of a truncated stream is no record of the file.
             self._refuse_broken(self.lines + lines.count, "complete lines", "line")
-        elif last:
-            lines.write(last + b"\n")
+        elif lines.unfinished:
+            lines.write(b"\n")
         if lines.count:
             yield self._lines_block(lines)
         else:
@@ -231,30 +224,45 @@ class RawFile:
 
 
 class _Lines:
-    """The lines of one block while they are written."""
+    """The lines of one block while they are written.
+
+    Attributes:
+        count, whole: number and bytes of the whole lines.
+        unfinished: bytes after them.
+        literals: whether the first line starts as a Python literal does.
+    """
 
     def __init__(self, out: BinaryIO) -> None:
         self.count = 0
-        self.size = 0
-        self.literals = False
+        self.whole = 0
+        self.unfinished = 0
+        self._start = b""
         self._out = out
 
+    @property
+    def literals(self) -> bool:
+        return self._start == LITERAL
+
     def write(self, data: bytes) -> None:
-        """Add whole lines."""
-        if not self.size:
-            self.literals = data.startswith(LITERAL)
+        """Add bytes, which may end within a line."""
+        missing = len(LITERAL) - len(self._start)
+        self._start += data[:missing]
         self._out.write(data)
-        self.size += len(data)
         # Counted here, not on the whole block, while the bytes are in the processor's cache.
-        self.count += int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _LINE_END))
+        count = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _LINE_END))
+        if count:
+            after = len(data) - 1 - data.rfind(b"\n")
+            self.whole += self.unfinished + len(data) - after
+            self.unfinished = after
+            self.count += count
+        else:
+            self.unfinished += len(data)
 
     def close(self) -> Path | bytes:
-        """Return where the lines are."""
+        """Return where the whole lines are."""
         with self._out as out:
-            if isinstance(out, BytesIO):
-                return out.getvalue()
-            out.truncate()
-            return Path(out.name)
+            out.truncate(self.whole)
+            return out.getvalue() if isinstance(out, BytesIO) else Path(out.name)
 
 
 def read_ahead(items: Iterator[_T]) -> Iterator[_T]:

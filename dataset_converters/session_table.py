@@ -31,12 +31,14 @@ def filter_reviews(database: Database, filters: SessionFilters, funnel: Funnel) 
     """Make `kept` (user_id, item_id, time, place) of `reviews`, before sessions are cut."""
     if filters.drop_repeats:
         database.execute(
-            "CREATE TABLE kept AS SELECT user_id, item_id, time, min(place) AS place "
+            "CREATE TABLE kept AS SELECT user_id, item_id, time, min(rowid) AS place "
             "FROM reviews GROUP BY user_id, item_id, time"
         )
         funnel.step("drop_repeats", database.value("SELECT count(*) FROM kept"))
     else:
-        database.execute("CREATE VIEW kept AS SELECT * FROM reviews")
+        database.execute(
+            "CREATE VIEW kept AS SELECT user_id, item_id, time, rowid AS place FROM reviews"
+        )
     conditions = []
     if filters.needs_text:
         conditions.append(("needs_text", "has_title AND has_brand AND has_category"))
@@ -136,9 +138,8 @@ def number_sessions(database: Database, share: float) -> None:
     """
     highest = int(database.value("SELECT count(*) FROM sizes")) - 1
     database.execute(
-        "CREATE TABLE boundary AS SELECT name AS user_id, key FROM (SELECT user_id, key FROM sizes "
-        f"ORDER BY user_id, key LIMIT 1 OFFSET {int(share * highest)}) s "
-        "JOIN user_names n ON s.user_id = n.rowid"
+        "CREATE TABLE boundary AS SELECT n.name AS user_id, s.key FROM sizes s JOIN user_names n "
+        f"ON s.user_id = n.key ORDER BY n.rowid, s.key LIMIT 1 OFFSET {int(share * highest)}"
     )
 
 
@@ -154,9 +155,9 @@ def build_sessions(
     # A table made by an ordered query: its row ids are in that order.
     database.replace(
         "events",
-        "SELECT u.name AS user_id, i.name AS item_id, key, time FROM events e "
-        "JOIN user_names u ON e.user_id = u.rowid JOIN item_names i ON e.item_id = i.rowid "
-        "ORDER BY e.user_id, key, time, place",
+        "SELECT u.name AS user_id, i.name AS item_id, e.key, time FROM events e "
+        "JOIN user_names u ON e.user_id = u.key JOIN item_names i ON e.item_id = i.key "
+        "ORDER BY u.rowid, e.key, time, place",
     )
     database.execute(
         "CREATE TABLE sessions (id VARCHAR, place BIGINT, user_id VARCHAR, key BIGINT, "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from dataset_converters.amazon_records import Release
 from dataset_converters.database import Database
 from dataset_converters.files import sha256_file
 from dataset_converters.folder import BENCHMARK_HEADER, write_items
+from dataset_converters.item_content import item_row
+from dataset_converters.item_spool import spool_items, spooled_items
 from dataset_converters.item_table import item_contents
 from dataset_converters.split import PARTS
 
@@ -25,22 +29,44 @@ class TablesWritten:
     longest_list: int
 
 
+@contextmanager
+def items_beside(database: Database, release: Release) -> Iterator[Future[Path]]:
+    """Make the rows of the items in `events` while the block inside runs; the result is their file.
+
+    That is Python's work, and sessions are DuckDB's: each has a core to itself. The items to come
+    are known once the filters are through, but for what a cut of long sessions or a split drops.
+    """
+    database.execute("CREATE TABLE staying AS SELECT DISTINCT item_id FROM events")
+    path = database.folder / "items.tsv"
+
+    def make() -> Path:
+        spool_items(map(item_row, item_contents(database, release, "staying")), path)
+        return path
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        yield worker.submit(make)
+
+
 def write_tables(
-    database: Database, folder: Path, name: str, release: Release, *, augment: bool, max_len: int
+    database: Database,
+    folder: Path,
+    name: str,
+    items: Future[Path],
+    *,
+    augment: bool,
+    max_len: int,
 ) -> TablesWritten:
     """Write every file of the folder but ``split.json`` and ``dataset.json``.
 
-    The database has the tables of `split_sessions` and of `read_metadata`.
+    The database has the tables of `split_sessions`; `items` are those of `items_beside`.
     """
     database.execute(
         "CREATE TABLE occurring AS SELECT DISTINCT unnest(items) AS item_id FROM everything"
     )
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        # Most of it is Python's work, the rest DuckDB's: each has a core to itself.
-        contents = item_contents(database, release, "occurring")
-        items = worker.submit(write_items, folder, name, contents)
-        written = _write_sessions(database, folder, name, augment=augment, max_len=max_len)
-        counts = written.counts | items.result()
+    written = _write_sessions(database, folder, name, augment=augment, max_len=max_len)
+    occurring = database.stream("SELECT item_id FROM occurring ORDER BY item_id")
+    ids = (item_id for rows in occurring for (item_id,) in rows)
+    counts = written.counts | write_items(folder, name, spooled_items(items.result(), ids))
     counts["items_in_train"] = int(database.value("SELECT count(*) FROM in_train"))
     return replace(written, counts=counts)
 

@@ -1,10 +1,11 @@
 """Converting raw Amazon files: time against a plain pandas script, and peak memory by size.
 
 Usage: python perf/convert.py [--reviews 5000000] [--others 1000000 10000000 20000000] [--runs 1]
-    [--sports] [--folder DIR]
+    [--sports] [--folder DIR] [--raw DIR]
 
 Writes raw files of the 2018 format, converts them by DIMO's recipe with `convert_amazon` and with
 `convert_with_pandas.py`, each in a process of its own, and compares the bytes of what both write.
+With --raw they are kept in a folder, one for each shape, and the next run takes them from there.
 The sizes in `others` and, with --sports, a file of the shape of Amazon's Sports (2,839,940 reviews
 of 104,687 items by 332,447 users, metadata of 962,876 items) are converted by `convert_amazon`
 alone. All times and peaks are logged. The last line is a JSON object:
@@ -43,6 +44,7 @@ def log(text: str) -> None:
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Run a command; return its seconds and its largest resident memory in MB."""
+    load = os.getloadavg()[0]
     start = time.perf_counter()
     path = os.pathsep.join((str(HERE.parent), os.environ.get("PYTHONPATH", "")))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
@@ -50,7 +52,8 @@ def timed(command: list[str]) -> tuple[float, float]:
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
     seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
-    log(f"{seconds:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of CPU, {peak:.0f} MB")
+    cpu = usage.ru_utime + usage.ru_stime
+    log(f"{seconds:.1f} s, {cpu:.1f} s of CPU, {peak:.0f} MB; load before: {load:.1f}")
     return seconds, peak
 
 
@@ -63,6 +66,18 @@ def write_raw(folder: Path, *shape: int) -> tuple[Path, Path]:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, program, str(folder), *map(str, shape)], check=True)
     log(f"{shape[0]:,} reviews: {(folder / 'reviews.json.gz').stat().st_size / 1e6:.0f} MB gzip")
+    return folder / "reviews.json.gz", folder / "meta.json.gz"
+
+
+def raw_files(kept: Path | None, temporary: Path, *shape: int) -> tuple[Path, Path]:
+    """Return raw files of a shape: those in `kept` from another run, else written now."""
+    if kept is None:
+        return write_raw(temporary / "raw", *shape)
+    folder = kept / "-".join(map(str, shape))
+    whole = folder / "whole"  # made last
+    if not whole.exists():
+        write_raw(folder, *shape)
+        whole.touch()
     return folder / "reviews.json.gz", folder / "meta.json.gz"
 
 
@@ -92,9 +107,9 @@ def decompressed(path: Path) -> int:
     return size
 
 
-def alone(folder: Path, name: str, *shape: int) -> float:
+def alone(kept: Path | None, folder: Path, name: str, *shape: int) -> float:
     """Convert a file of a shape with `convert_amazon`; return the peak memory in MB."""
-    seconds, peak = ours(write_raw(folder / "raw", *shape), folder / "ours")
+    seconds, peak = ours(raw_files(kept, folder, *shape), folder / "ours")
     counts = json.loads((folder / "ours" / "x" / "dataset.json").read_text())["counts"]
     log(
         f"{name}: {seconds:.1f} s, {peak:.0f} MB; {counts['sessions']:,} sessions, "
@@ -112,12 +127,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--sports", action="store_true", help="a file shaped like Amazon's Sports")
     parser.add_argument("--folder", type=Path, help="for up to 3 GB of raw files")
+    parser.add_argument("--raw", type=Path, help="keep the raw files here, for the next run")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
         if args.sports:
-            alone(folder, "Sports", *SPORTS)
-        raw = write_raw(folder / "raw", args.reviews)
+            alone(args.raw, folder, "Sports", *SPORTS)
+        raw = raw_files(args.raw, folder, args.reviews)
         mine, theirs = [], []
         for run in range(args.runs):
             mine.append(ours(raw, folder / "ours"))
@@ -132,7 +148,7 @@ def main() -> None:
             "mb_per_s": decompressed(raw[0]) / 1e6 / seconds,
         }
         for size in sorted(args.others):
-            peak = alone(folder, f"{size:,} reviews", size)
+            peak = alone(args.raw, folder, f"{size:,} reviews", size)
             if size > args.reviews:
                 result["peak_mb_20m"] = peak
     print(json.dumps(result))

@@ -177,3 +177,16 @@ def test_members_padding_and_damage_of_gzip(tmp_path: Path) -> None:
         source.write_bytes(bytes(damaged))
         with pytest.raises(InputError, match=r"truncated or damaged.*incorrect"):
             convert_amazon("z", source, metadata, tmp_path)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_ids_of_one_hash_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    files = raw_files(tmp_path / "raw", random_reviews(42))
+    expected = convert_amazon("x", *files, tmp_path / "a", exact=exact).path
+    monkeypatch.setattr(review_table, "_HASH", "(hash({}) % 7)")
+    made = convert_amazon("x", *files, tmp_path / "b", exact=exact).path
+    assert len({row[0] for row in rows(made / "x.inter")}) > 7
+    for file in expected.iterdir():
+        assert (made / file.name).read_bytes() == file.read_bytes()

@@ -293,3 +293,22 @@ def test_the_command_line_reaches_every_option(
     assert options == expected
     assert main([*call, "--overwrite"]) == 2
     assert "truncated" in capsys.readouterr().err
+
+
+def test_items_are_those_of_the_sessions(tmp_path: Path) -> None:
+    """Some occur only where long sessions are cut, some only in dropped parts of test sessions."""
+    reviews = [(f"U{u:02}", f"I{k}", START + 60 * k) for u in range(20) for k in range(6)]
+    reviews += [("U05", "late", START + 900), ("U19", "cold", START - 1)] * 2
+    files = raw_files(tmp_path / "raw", reviews)
+    made = convert_amazon("x", *files, tmp_path, split="dimo", min_item_count=2)
+    assert made.counts["items"] == 7
+    cut = convert_amazon(
+        "y", *files, tmp_path, split="dimo", min_item_count=2, max_session_length=5
+    )
+    for path, name, expected in ((made.path, "x", 7), (cut.path, "y", 5)):
+        items = [json.loads(x)["item_id"] for x in (path / "items.jsonl").read_text().splitlines()]
+        assert items == sorted({row[1] for row in rows(path / f"{name}.inter")})
+        assert items == [row[0] for row in rows(path / f"{name}.item")]
+        assert len(items) == expected
+        counts = json.loads((path / "dataset.json").read_text())["counts"]
+        assert counts["items_with_title"] == expected
