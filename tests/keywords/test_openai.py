@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import KEY, ask, expected, got
-from chat_server import ChatServer, chatting, picture, reread, write_shop
+from chat_server import ChatServer, picture, reread, write_shop
 from tiny_catalogue import read_lines
 
 from recbole_tpad.cli import main
@@ -22,18 +21,6 @@ from recbole_tpad.keywords.dispatch import Patience
 from recbole_tpad.keywords.endpoint import EndpointSettings
 from recbole_tpad.keywords.openai import OpenAIAnnotator
 from recbole_tpad.keywords.questions import Question
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with chatting() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> DatasetFolder:
-    return write_shop(tmp_path)
 
 
 def test_every_item_gets_the_keywords_of_its_own_picture(

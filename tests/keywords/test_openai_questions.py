@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import KEY, ask, expected, got, raw
-from chat_server import ChatServer, chatting, keywords_of, picture, write_shop
+from chat_server import ChatServer, keywords_of, picture, write_shop
 from tiny_catalogue import read_lines, write_lines
 
 from recbole_tpad.cli import main
@@ -18,18 +17,6 @@ from recbole_tpad.keywords.dispatch import BUDGET_REACHED, Patience
 from recbole_tpad.keywords.pricing import Prices
 from recbole_tpad.keywords.prompt import KeywordPrompt
 from recbole_tpad.keywords.questions import ImageLimits
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with chatting() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> DatasetFolder:
-    return write_shop(tmp_path)
 
 
 def test_nothing_is_asked_twice(shop: DatasetFolder, server: ChatServer) -> None:
