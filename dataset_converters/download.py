@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from dataset_converters.download_fetch import Deadline, Fetched, Fetcher, FetchLimits, Target
 from dataset_converters.download_image import ImageProblem, prepare_image
@@ -30,6 +29,7 @@ from dataset_converters.images import (
     read_records,
     write_records,
 )
+from dataset_converters.progress import progress
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPEATED = 5  # items with the same bytes before the summary names them
@@ -235,7 +235,14 @@ class _Run:
         with (
             warnings.catch_warnings(),
             (self.folder / JOURNAL).open("a", encoding="utf-8", newline="\n") as journal,
-            tqdm(total=total, initial=total - len(jobs), desc="images", unit="item") as bar,
+            progress(
+                total=total,
+                initial=total - len(jobs),
+                desc="images",
+                unit="item",
+                delay=0,
+                leave=True,
+            ) as bar,
         ):
 
             def done(job: Job, stored: _Stored | None) -> None:

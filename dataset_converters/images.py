@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from PIL import Image
-from tqdm import tqdm
 
 from dataset_converters.errors import InputError
 from dataset_converters.files import atomic_path, sha256_file
+from dataset_converters.progress import progress
 from dataset_converters.reading import read_jsonl
 
 # Records of a download under way, one line each; part of images.jsonl once it has ended.
@@ -106,7 +106,7 @@ def _attach(
     images.mkdir(exist_ok=True)
     copied = 0
     records: list[dict[str, Any]] = []
-    for item in tqdm(items, desc="images", unit="item", delay=3, leave=False):
+    for item in progress(items, desc="images", unit="item"):
         old = before.get(item["item_id"])
         old_is_good = is_good(dataset_folder, old)
         record = {"item_id": item["item_id"], "file": None, "sha256": None, "status": "missing"}

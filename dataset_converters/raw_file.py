@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_converters.errors import InputError
 from dataset_converters.gzip_stream import MAGIC, GzipStream
 from dataset_converters.json_array import ArrayReader
+from dataset_converters.progress import progress
 from dataset_converters.reading import SourceFile
 
 _READ = 1 << 16
@@ -122,15 +122,13 @@ class RawFile:
         self.source = SourceFile(self.path.name, self._bytes, self._digest.hexdigest(), cut)
 
     def _progress(self) -> Any:
-        return tqdm(
+        return progress(
             total=self.path.stat().st_size,
             unit="B",
             unit_scale=True,
             desc=self.path.name,
-            delay=3,
             mininterval=1,
-            leave=False,
-            disable=self._quiet,
+            wanted=not self._quiet,
         )
 
     def _read(self, handle: BinaryIO, bar: Any) -> bytes:

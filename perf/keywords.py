@@ -9,9 +9,12 @@ is JSON: ``over_ideal`` (seconds of the run over items * delay / concurrency, wi
 ``--processes`` that send, their start included; ``over_ideal_one_process`` with one, on a fifth of
 the requests), ``over_client`` (seconds a request over those of a bare loop around the official
 client's ``chat.completions.create``; ``one_over_client`` with one process, which is what a busy
-machine leaves to judge),
-``mean_in_flight`` and ``most_in_flight`` (requests at the endpoint, of `concurrency`), ``cpu_ms``
-(of the asking processes, a request, all of them), and ``metadata_items_per_second``.
+machine leaves to judge), ``mean_in_flight`` and ``most_in_flight`` (requests at the endpoint, of
+`concurrency`), ``cpu_ms`` (of the asking processes, a request, all of them), ``client_cpu_ms``
+(of a bare loop that only sends, through the official client, as the annotator does) and
+``create_cpu_ms`` (of that around `create`), ``endpoint_cpu_ms``, ``floor_over_ideal`` (the time
+that the bare client and the endpoint alone keep all of the machine's cores busy, over the ideal),
+``busy_elsewhere`` (cores that other programs took meanwhile), ``metadata_items_per_second``.
 """
 
 from __future__ import annotations
@@ -114,14 +117,20 @@ def ask(
             mine = items[concurrency:]
             count = len(mine)
             before, started = cpu_seconds(), time.perf_counter()
+            served, busy = endpoint_seconds(server.pid), busy_seconds()
             outcome = several.annotate(mine)  # one run, its processes' start included
             seconds = time.perf_counter() - started
             used = cpu_seconds() - before
+            served = endpoint_seconds(server.pid) - served
+            busy = busy_seconds() - busy - used - served
             assert [answer.status for answer in outcome.answers] == ["ok"] * count
-            bare = alone = 0.0
+            bare = alone = sending = creating = 0.0
             for part in range(PARTS):  # in turns, since the machine's load changes
                 some = mine[part :: PARTS * PARTS]
-                bare += asyncio.run(bare_client(some, url, concurrency)) / PARTS
+                wall, cpu = asyncio.run(bare_client(some, url, concurrency, typed=True))
+                bare, creating = bare + wall / PARTS, creating + cpu / PARTS
+                _, cpu = asyncio.run(bare_client(some, url, concurrency, typed=False))
+                sending += cpu / PARTS
                 fresh = [replace(item, title=f"{item.title} again") for item in some]
                 started = time.perf_counter()
                 one.annotate(fresh)
@@ -140,38 +149,77 @@ def ask(
         "mean_in_flight": count * delay / seconds,
         "most_in_flight": most,
         "cpu_ms": 1000 * used / count,
+        "client_cpu_ms": 1000 * sending,
+        "create_cpu_ms": 1000 * creating,
+        "endpoint_cpu_ms": 1000 * served / count,
+        "floor_over_ideal": (sending + served / count)
+        / (os.cpu_count() or 1)
+        / (delay / concurrency),
+        "busy_elsewhere": busy / seconds,
     }
 
 
-async def bare_client(items: list[Item], url: str, concurrency: int) -> float:
-    """Seconds a request of the official client with nothing around it; images are read before."""
+async def bare_client(
+    items: list[Item], url: str, concurrency: int, *, typed: bool
+) -> tuple[float, float]:
+    """Seconds and CPU seconds a request of the official client; images are read before.
+
+    `typed` is the call that its manual shows; else the annotator's: dictionaries, over aiohttp.
+    """
     import openai
 
     prompt = KeywordPrompt()
     shown = {item.image: base64.b64encode(item.image.read_bytes()) for item in items if item.image}
     bodies = iter(
-        [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data.decode()}"}},
-            {"type": "text", "text": prompt.text(item)},
-        ]
+        {
+            "model": "seer",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "image_url",
+                            "image_url": {
+                                "url": f"data:image/jpeg;base64,{shown[item.image].decode()}"
+                            },
+                        },
+                        {"type": "text", "text": prompt.text(item)},
+                    ],
+                }
+            ],
+            "temperature": 0,
+            "max_tokens": 200,
+        }
         for item in items
-        for data in [shown[item.image]]
     )
 
     async def work(client: openai.AsyncOpenAI) -> None:
-        for content in bodies:
-            done = await client.chat.completions.create(
-                model="seer",
-                messages=[{"role": "user", "content": content}],
-                temperature=0,
-                max_tokens=200,
-            )
-            json.loads(done.choices[0].message.content)
+        for body in bodies:
+            if typed:
+                done = await client.chat.completions.create(**body)
+                json.loads(done.choices[0].message.content)
+            else:
+                said = await client.post("/chat/completions", cast_to=object, body=body)
+                json.loads(said["choices"][0]["message"]["content"])
 
-    started = time.perf_counter()
-    async with openai.AsyncOpenAI(api_key="any", base_url=url) as client:
+    http = None if typed else openai.DefaultAioHttpClient()
+    async with openai.AsyncOpenAI(api_key="any", base_url=url, http_client=http) as client:
+        started, used = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
-    return (time.perf_counter() - started) / len(items)
+        wall, cpu = time.perf_counter() - started, time.process_time() - used
+    return wall / len(items), cpu / len(items)
+
+
+def endpoint_seconds(pid: int) -> float:
+    """CPU time of the endpoint so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """CPU time of everything on this machine so far."""
+    user, nice, system, _, _, irq, soft, *_ = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, irq, soft))) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds() -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.images import UnreadableImage, read_image
@@ -16,6 +15,7 @@ from recbole_tpad.backbones.prompts import Prompt, PromptBatch, collate
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
 from recbole_tpad.data.image_hashes import image_sha256
+from recbole_tpad.progress import progress
 
 if TYPE_CHECKING:
     from recbole_tpad.backbones.composed import ComposedBackbone
@@ -87,7 +87,7 @@ class ComposedInputs(Inputs):
         rows = torch.nonzero(self.has_image).flatten()
         parts = rows.split(chunk) if len(rows) else ()
         kept: torch.Tensor | None = None
-        for part in tqdm(parts, desc="images", delay=3, leave=False):
+        for part in progress(parts, desc="images"):
             good, pixels = self._read(part)
             if len(good):
                 if kept is None:
@@ -116,7 +116,7 @@ class ComposedInputs(Inputs):
         new = {image: r for r, image in image_of.items() if image not in cache}
         wanted = torch.tensor(sorted(new.values()), dtype=torch.int64)
         parts = wanted.split(chunk) if len(wanted) else ()
-        for part in tqdm(parts, desc="vision features", delay=3, leave=False):
+        for part in progress(parts, desc="vision features"):
             good, pixels = self._read(part)
             if len(good):
                 found = self._backbone.vision(pixels)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from recbole_tpad.backbones.base import Inputs
 from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.data import Item
+from recbole_tpad.progress import progress
 
 if TYPE_CHECKING:
     from recbole_tpad.backbones.encoder import EncoderBackbone
@@ -146,7 +147,7 @@ class EncoderInputs(Inputs):
 
     def _by_length(self, what: str, chunk: int = 64) -> tqdm[torch.Tensor]:
         order = torch.argsort(self._lengths, stable=True)
-        return tqdm(order.split(chunk), desc=what, delay=3, leave=False)
+        return progress(order.split(chunk), desc=what)
 
     def _places(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, L) places of the rows' tokens in the flat tables, padded by each row's last one."""
@@ -205,6 +206,6 @@ class EncoderInputs(Inputs):
     def _image_features(self, chunk: int = 32) -> torch.Tensor:
         table = torch.zeros(len(self.items), self._backbone.widths["visual"], dtype=torch.float16)
         parts = torch.arange(len(self.items)).split(chunk)
-        for part in tqdm(parts, desc="image features", delay=3, leave=False):
+        for part in progress(parts, desc="image features"):
             table[part] = self._read_features(part).half().cpu()
         return table

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from tqdm import tqdm
 
 from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
 from recbole_tpad.data.image_hashes import image_sha256
+from recbole_tpad.progress import progress
 
 if TYPE_CHECKING:
     from recbole_tpad.backbones.native import NativeBackbone
@@ -45,7 +45,7 @@ class NativeImages:
     def compute_all(self, chunk: int = 64) -> None:
         """Compute every image's features."""
         rows = range(0, len(self._items), chunk)
-        for start in tqdm(rows, desc="vision features", delay=3, leave=False):
+        for start in progress(rows, desc="vision features"):
             self.compute(range(start, min(start + chunk, len(self._items))))
 
     def compute(self, rows: Iterable[int]) -> None:

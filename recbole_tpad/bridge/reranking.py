@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from recbole_tpad.backbones.checkpoints import resolve
 from recbole_tpad.backbones.listwise import ListwiseReader, ListwiseTemplate, letter_tokens
@@ -25,6 +24,7 @@ from recbole_tpad.bridge.scoring import evaluation_batches, request_milliseconds
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.presets import preset_values
+from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least, from_mapping
 
 IMAGES = ("none", "candidates", "all")
@@ -212,8 +212,8 @@ def rerank_part(
     times: list[float] = []
     shuffle = torch.Generator().manual_seed(int(config["seed"]))
     place = 0
-    bar = tqdm(
-        total=len(order), desc="Re-ranking", disable=not config["show_progress"], leave=False
+    bar = progress(
+        total=len(order), desc="Re-ranking", wanted=bool(config["show_progress"]), delay=0
     )
     for rows in evaluation_batches(config, order, dataset.item_num):
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))

@@ -12,7 +12,6 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_tpad.bridge.batches import list_field, shuffled, trimmed
 from recbole_tpad.bridge.ranking import (
@@ -23,6 +22,7 @@ from recbole_tpad.bridge.ranking import (
     target_ranks,
 )
 from recbole_tpad.errors import InputError
+from recbole_tpad.progress import progress
 
 # What a click model's layers hold at a place of a history: a few activations of about 300 wide.
 _BYTES_A_PLACE = 4096
@@ -63,11 +63,11 @@ def rank_part(
     constant = np.zeros(len(order), dtype=np.bool_)
     order_of = torch.Generator().manual_seed(int(config["seed"]))
     ranked = target_ranks if config["rank_by_counting"] is not False else sorted_ranks
-    for rows in tqdm(
+    for rows in progress(
         list(evaluation_batches(config, order, dataset.item_num)),
         desc="Ranking",
-        disable=not show_progress,
-        leave=False,
+        wanted=show_progress,
+        delay=0,
     ):
         interaction = trimmed(config, eval_data.collate_fn(rows)[0].to(device))
         if config["shuffle_history"]:

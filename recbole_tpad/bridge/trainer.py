@@ -13,7 +13,6 @@ import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from recbole_tpad.bridge.batches import TRIMMED, by_length, shuffled, trimmed
 from recbole_tpad.bridge.checkpoints import (
@@ -38,6 +37,7 @@ from recbole_tpad.bridge.training_state import (
     state_path,
 )
 from recbole_tpad.errors import InputError
+from recbole_tpad.progress import progress
 
 __all__ = ["TRIMMED", "SessionTrainer", "TrainingError"]
 
@@ -228,13 +228,13 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         if self._resumed is not None:
             self._resumed.restore_random()
             self._resumed = None
-        steps = tqdm(
+        steps = progress(
             batches,
             desc=f"Epoch {epoch_idx}",
             initial=first,
             total=len(train_data),
-            disable=not show_progress,
-            leave=False,
+            wanted=show_progress,
+            delay=0,
         )
         for batch, interaction in enumerate(steps, start=first):
             self.progress.loss += self._step(loss_func, interaction, epoch_idx, batch)

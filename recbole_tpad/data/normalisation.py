@@ -90,8 +90,13 @@ def in_language(phrases: Sequence[str], language: str) -> bool:
         return True
     if len(distinct) < 3 and not all(map(_foreign, distinct)):
         return True
-    known = sum(simplemma.is_known(word, lang=language) for word in distinct)
+    known = sum(_is_known(word, language) for word in distinct)
     return known >= 0.3 * len(distinct)
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_known(word: str, language: str) -> bool:
+    return bool(simplemma.is_known(word, lang=language))
 
 
 def _foreign(word: str) -> bool:

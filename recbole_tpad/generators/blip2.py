@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from sklearn.decomposition import PCA
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, Blip2ForConditionalGeneration
 
 import recbole_tpad
@@ -42,6 +41,7 @@ from recbole_tpad.generators.content import (
     training_rows,
 )
 from recbole_tpad.generators.frozen_images import image_vectors
+from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least
 
 Vectors = npt.NDArray[np.float32]
@@ -194,7 +194,7 @@ class Blip2Generator:
         rows = sorted(np.flatnonzero(present).tolist(), key=lambda row: len(tokens[row]))
         table = np.zeros((len(texts), int(model.config.hidden_size)), dtype=np.float32)
         size = settings.batch_size
-        for start in tqdm(range(0, len(rows), size), desc="texts", delay=3, leave=False):
+        for start in progress(range(0, len(rows), size), desc="texts"):
             part = rows[start : start + size]
             batch = collate([Prompt(lead + tokens[row], []) for row in part]).to(self._device)
             states = model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import AutoConfig, CLIPModel, SiglipModel
 
 import recbole_tpad
@@ -40,6 +39,7 @@ from recbole_tpad.generators.content import (
     texts_of,
 )
 from recbole_tpad.generators.frozen_images import image_vectors
+from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least
 
 _MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -175,7 +175,7 @@ class ClipGenerator:
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         table: Vectors | None = None
         size = self._settings.batch_size
-        for start in tqdm(range(0, len(order), size), desc="texts", delay=3, leave=False):
+        for start in progress(range(0, len(order), size), desc="texts"):
             rows = order[start : start + size]
             # SigLIP was trained on texts padded to the end and reads the last place.
             batch = tokenizer(

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.vision_cache import VisionCache
@@ -16,6 +15,7 @@ from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_file
 from recbole_tpad.generators.base import RunRecord
+from recbole_tpad.progress import progress
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def image_vectors(
     new = {image: row for row, image in image_of.items() if image not in cache}
     rows = sorted(new.values())
     unreadable: list[str] = []
-    for start in tqdm(range(0, len(rows), batch), desc="images", delay=3, leave=False):
+    for start in progress(range(0, len(rows), batch), desc="images"):
         read, images = [], []
         for row in rows[start : start + batch]:
             try:

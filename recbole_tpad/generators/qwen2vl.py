@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import recbole_tpad
 from recbole_tpad.backbones.checkpoints import checkpoint_files, revisions
@@ -20,6 +19,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import sha256_json
 from recbole_tpad.generators.base import Encoded, RunRecord, items_sha256
 from recbole_tpad.generators.content import items_as_read, reading_plan, require_images, texts_of
+from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least
 
 
@@ -110,7 +110,7 @@ class Qwen2VlGenerator:
         prompts.images.compute_all()
         order = torch.argsort(prompts.lengths(), stable=True)
         table = torch.zeros(len(items), backbone.word_dim)
-        for rows in tqdm(order.split(settings.batch_size), desc="encode", delay=3, leave=False):
+        for rows in progress(order.split(settings.batch_size), desc="encode"):
             table[rows] = prompts.states(rows.tolist()).cpu()
         seconds = time.perf_counter() - started
         unreadable = prompts.images.unreadable

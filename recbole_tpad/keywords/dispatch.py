@@ -22,6 +22,7 @@ from recbole_tpad.keywords.annotator import Answer, Status
 from recbole_tpad.keywords.pricing import Purse, prompt_tokens
 from recbole_tpad.keywords.prompt import KeywordPrompt, Unusable
 from recbole_tpad.keywords.questions import Question, QuestionMaker, Round
+from recbole_tpad.progress import progress
 
 BUDGET_REACHED = "The budget is reached."
 _CHUNK = 16  # items prepared at a time
@@ -153,7 +154,7 @@ class Dispatcher:
         Raises:
             InputError: the endpoint is of no use and nothing was answered.
         """
-        with tqdm(total=len(items), desc="keywords", unit="item", delay=3, leave=False) as bar:
+        with progress(total=len(items), desc="keywords", unit="item") as bar:
             tasks = [asyncio.create_task(self._feed_all(items, bar))]
             tasks += [asyncio.create_task(self._work(bar)) for _ in range(self._workers)]
             try:

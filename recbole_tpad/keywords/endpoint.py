@@ -47,8 +47,8 @@ class EndpointSettings:
         max_tokens: of one answer.
         prices: per million tokens; None: costs are not counted.
         budget: most to spend on this data set's answers, those of earlier runs included.
-        processes: that send requests; more than one only where answers come faster than one
-            process can ask (some hundred a second).
+        processes: that send requests, the first one included; more than one only where answers
+            come faster than one process can ask (some hundred a second).
     """
 
     model: str

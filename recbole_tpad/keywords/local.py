@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from recbole_tpad.data import Item
@@ -22,6 +21,7 @@ from recbole_tpad.keywords.annotator import Answer, Outcome
 from recbole_tpad.keywords.cache import AnswerCache
 from recbole_tpad.keywords.prompt import KeywordPrompt, Unusable
 from recbole_tpad.keywords.questions import ImageLimits, Question, QuestionMaker, Round
+from recbole_tpad.progress import progress
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOOK_AGAIN = 0.3  # seconds
@@ -183,7 +183,7 @@ class LocalAnnotator:
             InputError: the model's processor does not take an image and a text.
         """
         round_ = Round(self._cache, self._loaded.identity)
-        with tqdm(total=len(items), desc="keywords", unit="item", delay=3, leave=False) as bar:
+        with progress(total=len(items), desc="keywords", unit="item") as bar:
             todo: Sequence[Item] = items
             while todo:
                 batch: list[Question] = []

@@ -10,7 +10,7 @@ from recbole_tpad.data import Item
 from recbole_tpad.keywords.annotator import Answer, Outcome
 from recbole_tpad.keywords.cache import AnswerCache
 from recbole_tpad.keywords.dispatch import Dispatcher, Patience
-from recbole_tpad.keywords.endpoint import Connection, EndpointSettings
+from recbole_tpad.keywords.endpoint import EndpointSettings
 from recbole_tpad.keywords.pricing import Estimate, Purse, estimate
 from recbole_tpad.keywords.prompt import KeywordPrompt
 from recbole_tpad.keywords.questions import ImageLimits, Question, QuestionMaker, Round
@@ -112,12 +112,11 @@ class OpenAIAnnotator:
         return round_.outcome
 
     async def _run(self, items: Sequence[Item], round_: Round) -> None:
-        kind = Senders if self._settings.processes > 1 else Connection
-        connection = kind(self._settings, self._prompt)
+        senders = Senders(self._settings, self._prompt)
         try:
             dispatcher = Dispatcher(
-                connection.ask, self._maker, self._prompt, round_, self._purse, self._patience
+                senders.ask, self._maker, self._prompt, round_, self._purse, self._patience
             )
             await dispatcher.run(items)
         finally:
-            await connection.close()
+            await senders.close()

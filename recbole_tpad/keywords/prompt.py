@@ -43,6 +43,7 @@ _STARTS = 50  # brackets where JSON may begin
 _PROSE = re.compile(
     r"\b(?:i|i'm|sorry|cannot|can't|unable|please|here|is|are|you)\b", re.IGNORECASE
 )
+_DECODER = json.JSONDecoder()
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -167,7 +168,7 @@ def _strings(text: str) -> tuple[list[str], str]:
 
 def _decode(text: str, start: int) -> tuple[Any, int] | None:
     try:
-        value, end = json.JSONDecoder().raw_decode(text, start)
+        value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return None
     return (value, end) if isinstance(value, dict | list) else None

@@ -78,6 +78,7 @@ class QuestionMaker:
         limits: ImageLimits,
     ) -> None:
         self._roots = (folder.resolve(), (folder / "images").resolve())
+        self._folders: dict[Path, Path] = {}
         self._prompt = prompt
         self._limits = limits
         self._model = sha256_json({**model, "image_size": limits.size})
@@ -114,7 +115,7 @@ class QuestionMaker:
         if item.image is None:
             return Answer(item.item_id, "no image", reason="no image file is recorded")
         try:
-            path = item.image.resolve()
+            path = self._resolved(item.image)
             if not any(path.is_relative_to(root) for root in self._roots):
                 return Answer(item.item_id, "outside", reason=f"{item.image} leads to {path}")
             size = path.stat().st_size
@@ -130,6 +131,14 @@ class QuestionMaker:
             told = getattr(error, "strerror", None) or str(error)
             status: Status = "no image" if isinstance(error, FileNotFoundError) else "unreadable"
             return Answer(item.item_id, status, reason=f"{item.image}: {told}")
+
+    def _resolved(self, path: Path) -> Path:
+        """The path without links; a folder's own is looked at once."""
+        folder = self._folders.get(path.parent)
+        if folder is None:
+            folder = self._folders[path.parent] = path.parent.resolve()
+        found = folder / path.name
+        return found.resolve() if path.name == ".." or found.is_symlink() else found
 
 
 def fitted_size(data: bytes, size: int) -> tuple[int, int]:

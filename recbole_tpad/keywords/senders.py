@@ -1,9 +1,9 @@
-"""Requests from processes of their own, for endpoints that answer faster than one process asks.
+"""Requests from more processes than one, for endpoints that answer faster than one can ask.
 
-A request costs its process some 2 ms of CPU time, nearly all in the client. With several processes
-only deciding, reading images and keeping answers stays in the first one. The others read questions
-from their standard input and write replies to their standard output; they end when the first
-process does, however it ends. The key comes to them by the environment alone.
+A request costs its process more than 1 ms of CPU time, nearly all in the client. The first process
+decides, reads images, keeps answers and sends, too; the others only send. They read questions from
+their standard input and write replies to their standard output; they end when the first process
+does, however it ends. The key comes to them by the environment alone.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ _NOBODY = Item("", "", "", "", "", None, None, ())
 class _Sender:
     process: asyncio.subprocess.Process
     listening: asyncio.Task[None] | None = None
+    ready: bool = False
     waiting: dict[int, asyncio.Future[Reply]] = field(default_factory=dict)
 
 
 class Senders:
     """Asks one endpoint from several processes; a question goes to the one with the fewest.
 
+    This process asks alone until the others are there, and goes on where one of them ends.
+
     Args:
-        settings: the endpoint; `processes` of them.
+        settings: the endpoint; `processes` of them, this one included.
         prompt: the question's wording.
 
     Raises:
@@ -53,20 +56,27 @@ class Senders:
     def __init__(self, settings: EndpointSettings, prompt: KeywordPrompt) -> None:
         self._settings = settings
         self._prompt = prompt
+        self._own = Connection(settings, prompt)
+        self._own_waiting = 0
         self._senders: list[_Sender] = []
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
-        self._check = Connection(settings, prompt)  # what is wrong with the key is said here
 
     async def ask(self, question: Question, wrong: str) -> Reply:
         """As `Connection.ask`."""
-        async with self._starting:
-            if not self._senders:
-                self._senders = [await self._start() for _ in range(self._settings.processes)]
-        alive = [s for s in self._senders if s.process.returncode is None]
-        if not alive:
-            raise Fatal("The processes that send requests have ended. Run the command again.")
-        sender = min(alive, key=lambda s: len(s.waiting))
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start_all())
+        alive = [s for s in self._senders if s.ready and s.process.returncode is None]
+        sender = min(alive, key=lambda s: len(s.waiting), default=None)
+        if sender is None or self._own_waiting < len(sender.waiting):
+            self._own_waiting += 1
+            try:
+                return await self._own.ask(question, wrong)
+            finally:
+                self._own_waiting -= 1
+        return await self._pass_on(sender, question, wrong)
+
+    async def _pass_on(self, sender: _Sender, question: Question, wrong: str) -> Reply:
         number = next(self._numbers)
         told = {
             "number": number,
@@ -87,6 +97,11 @@ class Senders:
         finally:
             del sender.waiting[number]
 
+    async def _start_all(self) -> None:
+        for _ in range(self._settings.processes - 1):
+            with suppress(OSError):  # no place for another process: those that are there go on
+                self._senders.append(await self._start())
+
     async def _start(self) -> _Sender:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -105,6 +120,9 @@ class Senders:
         assert sender.process.stdout is not None
         while (read := await _read(sender.process.stdout)) is not None:
             told, _ = read
+            if told.get("ready"):
+                sender.ready = True
+                continue
             found = sender.waiting.get(told["number"])
             if found is not None and not found.done():
                 _settle(found, told)
@@ -115,16 +133,20 @@ class Senders:
 
     async def close(self) -> None:
         """End the processes."""
+        if self._starting is not None:
+            await self._starting
         for sender in self._senders:
             assert sender.process.stdin is not None
             sender.process.stdin.close()
+            if not sender.ready and sender.process.returncode is None:
+                sender.process.kill()  # nobody waits for it any more
         for sender in self._senders:
             assert sender.process.stdin is not None
             if sender.listening is not None:
                 await sender.listening
             with suppress(OSError):  # it was killed
                 await sender.process.stdin.wait_closed()
-        await self._check.close()
+        await self._own.close()
 
 
 def _settle(found: asyncio.Future[Reply], told: dict[str, Any]) -> None:
@@ -169,6 +191,10 @@ async def _serve() -> None:
         EndpointSettings(**first[0]["settings"]), KeywordPrompt(**first[0]["prompt"])
     )
 
+    def say(told: dict[str, Any]) -> None:
+        replies.write(_frame(told))
+        replies.flush()
+
     async def answer(told: dict[str, Any], image: bytes) -> None:
         question = Question(_NOBODY, "", told["text"], image, told["media_type"])
         said: dict[str, Any] = {"number": told["number"]}
@@ -177,9 +203,9 @@ async def _serve() -> None:
         except (Fatal, Refused, Busy, Passing) as error:
             seconds = getattr(error, "seconds", None)
             said |= {"error": type(error).__name__, "reason": str(error), "seconds": seconds}
-        replies.write(_frame(said))
-        replies.flush()
+        say(said)
 
+    say({"ready": True})
     tasks = set()
     while (read := await _read(stdin)) is not None:
         task = asyncio.create_task(answer(*read))

@@ -13,11 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
+from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least
 from recbole_tpad.stages.processes import processes
 from recbole_tpad.store.shards import SHARD_ITEMS, ShardFolder
@@ -169,7 +169,7 @@ def _prepared(
         return _Prepared(number, inputs, inputs.lengths())
 
     ahead: Future[_Prepared] | None = None
-    bar = tqdm(total=len(numbers), desc="encoding", unit="shard", delay=3, leave=False)
+    bar = progress(total=len(numbers), desc="encoding", unit="shard")
     for place, number in enumerate(numbers):
         waiting = time.perf_counter()
         shard = (ahead or reader.submit(prepare, number)).result()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Backbone, Inputs
+from recbole_tpad.progress import progress
 from recbole_tpad.stages.processes import processes
 
 _NAMED = 8  # items in a message
@@ -31,7 +31,7 @@ def encode_states(
     team = processes()
     states = {n: torch.zeros(len(order), width) for n, width in backbone.widths.items()}
     parts = order.split(batch)[team.rank :: team.count]
-    for rows in tqdm(parts, desc=f"encode ({tower})", delay=3, leave=False):
+    for rows in progress(parts, desc=f"encode ({tower})"):
         for name, values in backbone.encode(inputs.batch(rows)).summaries.items():
             states[name][rows] = values.float().cpu()
     team.add_up(states.values(), inputs.device)

@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
 from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_folder
 from recbole_tpad.objectives import average_gradients, is_first_process
+from recbole_tpad.progress import progress
 from recbole_tpad.stages.journal import Journal
 
 Metrics = dict[str, float]
@@ -135,14 +135,12 @@ class TrainingLoop:
                 last checkpoint stays.
         """
         start = self._load()
-        bar = tqdm(
+        bar = progress(
             range(start, self.settings.steps),
             desc=self.name,
             initial=start,
             total=self.settings.steps,
-            delay=3,
             mininterval=0.5,
-            leave=False,
         )
         first = is_first_process()
         with Journal(self.journal_folder, self.history, enabled=first) as journal:

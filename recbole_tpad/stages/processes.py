@@ -85,7 +85,8 @@ def processes() -> Processes:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise InputError(
                 f"{name} is asked for, but parameters are not sharded here: every process holds "
-                "the whole base. Use a plain multi-process configuration (MULTI_GPU, MULTI_CPU)."
+                "the whole base (docs/backbones.md says why). Use a plain multi-process "
+                "configuration (MULTI_GPU, MULTI_CPU)."
             )
     gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     if gpu:
