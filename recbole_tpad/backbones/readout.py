@@ -124,7 +124,10 @@ def _narrowed_attention(
     columns = module.read_columns
     length = query.shape[2]
     if len(columns) != len(query) or named.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+        whole: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **named
+        )[0]
+        return whole, None
     rows = torch.arange(len(columns), device=query.device)[:, None]
     if attention_mask is None:  # causal, as sdpa takes it
         seen = torch.arange(key.shape[2], device=query.device) <= columns[:, :, None]

@@ -147,7 +147,7 @@ class FeatureAdapter(nn.Module, ABC):
                 seen = self._source.seen_rows() if seen is None else seen
                 rows = self._rows(self._standardised(self._tensor(seen))) * self.output_scale
             else:
-                rows = self()
+                rows = FeatureAdapter.forward(self)  # no hooks: nobody uses this table
                 rows = rows[self.trained] if bool(self.trained.any()) else rows
         self.train(mode)
         now = float(rows.pow(2).mean().sqrt())

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_tpad.errors import InputError
-from recbole_tpad.store import shards
-from recbole_tpad.store import ItemEmbeddings, Manifest, open_store, write_store
+from recbole_tpad.store import ItemEmbeddings, Manifest, open_store, shards, write_store
 from recbole_tpad.store.changes import MergedRows, catalogue_changes
 from recbole_tpad.store.shards import ShardFolder
 
