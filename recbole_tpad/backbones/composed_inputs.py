@@ -101,14 +101,14 @@ class ComposedInputs(Inputs):
         rows = rows[:: max(1, len(rows) // limit)]
         return [p.to(self.device) for p in self._pixels[rows].split(chunk)]
 
-    def cache_features(self) -> None:
+    def cache_features(self, chunk: int = 64) -> None:
         """Run the (now frozen) vision encoder once per image and keep its output in fp16.
 
         Images that the backbone's vision cache knows are not read again.
         """
         vision = self._backbone.vision
         kept = self._backbone.vision_cache
-        self._features = image_table(self, kept, self._read, vision, vision.shape)
+        self._features = image_table(self, kept, self._read, vision, vision.shape, chunk)
         self._pixels = None
 
     def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
