@@ -93,7 +93,8 @@ def test_what_is_read_is_what_it_was(name: str, mask: str | None) -> None:
 
     def states() -> torch.Tensor:
         found = model(inputs_embeds=words, attention_mask=shown, use_cache=False)
-        return found.last_hidden_state[torch.arange(B)[:, None], columns]
+        last: torch.Tensor = found.last_hidden_state
+        return last[torch.arange(B)[:, None], columns]
 
     before = states()
     read = ReadPositions(model)

@@ -87,7 +87,7 @@ def test_a_late_first_use_gives_what_an_early_one_gives(kind: str) -> None:
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for parameter in made.parameters():
-                parameter += torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
     torch.testing.assert_close(late.eval()(), early(), rtol=0, atol=0)
 
 
