@@ -10,8 +10,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
-from recbole_tpad.backbones.image_table import image_path, image_table, reject
-from recbole_tpad.backbones.images import UnreadableImage, read_image
+from recbole_tpad.backbones.image_table import image_table, readable_images
 from recbole_tpad.backbones.prompts import Prompt, PromptBatch, collate
 from recbole_tpad.data import Item
 
@@ -115,15 +114,9 @@ class ComposedInputs(Inputs):
         """Pixels of the images that can be read, after which of `rows` these are (places)."""
         if self._pixels is not None:
             return torch.arange(len(rows)), self._pixels[rows].to(self.device)
-        good, images = [], []
-        for place, row in enumerate(rows.tolist()):
-            try:
-                images.append(read_image(image_path(self, row)))
-                good.append(place)
-            except UnreadableImage as error:
-                reject(self, row, str(error))
+        good, images = readable_images(self, rows)
         pixels = self._backbone.pixels(images) if images else torch.empty(0)
-        return torch.tensor(good, dtype=torch.int64), pixels.to(self.device)
+        return good, pixels.to(self.device)
 
     def _visual(self, rows: torch.Tensor) -> torch.Tensor:
         if self._features is not None:

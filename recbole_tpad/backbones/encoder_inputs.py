@@ -11,8 +11,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
-from recbole_tpad.backbones.image_table import image_path, image_table, reject
-from recbole_tpad.backbones.images import UnreadableImage, read_image
+from recbole_tpad.backbones.image_table import image_table, readable_images
 from recbole_tpad.data import Item
 
 if TYPE_CHECKING:
@@ -187,16 +186,10 @@ class EncoderInputs(Inputs):
 
     def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of these rows' images can be read (places), and their pixels."""
-        good, images = [], []
-        for place, row in enumerate(rows.tolist()):
-            try:
-                images.append(read_image(image_path(self, row)))
-                good.append(place)
-            except UnreadableImage as error:
-                reject(self, row, str(error))
+        good, images = readable_images(self, rows)
         if not images:
-            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+            return good, torch.empty(0)
         processor = self._backbone.image_processor
         assert processor is not None  # made together with the image encoder
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-        return torch.tensor(good), torch.as_tensor(np.asarray(pixels)).to(self.device)
+        return good, torch.as_tensor(np.asarray(pixels)).to(self.device)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
+from recbole_tpad.backbones.images import UnreadableImage, read_image
 from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data.image_hashes import image_sha256
 
@@ -59,6 +61,22 @@ def image_path(inputs: Inputs, row: int) -> Path:
     path = inputs.items[row].image
     assert path is not None  # only asked for rows that have one
     return path
+
+
+def readable_images(inputs: Inputs, rows: torch.Tensor) -> tuple[torch.Tensor, list[Image.Image]]:
+    """Read the images of some items.
+
+    Returns:
+        Places in `rows` (int64) of those that can be read, and these images; the others are noted.
+    """
+    good, images = [], []
+    for place, row in enumerate(rows.tolist()):
+        try:
+            images.append(read_image(image_path(inputs, row)))
+            good.append(place)
+        except UnreadableImage as error:
+            reject(inputs, row, str(error))
+    return torch.tensor(good, dtype=torch.int64), images
 
 
 def reject(inputs: Inputs, row: int, reason: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from small_tpad import content, kinds, run_record, stages
 from tiny_catalogue import write_catalogue
 
-from recbole_tpad.backbones import encoder_inputs
+from recbole_tpad.backbones import image_table
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.generators.embed import embed
@@ -94,7 +94,7 @@ def test_another_run_decodes_no_image_again(
             def refuse(path: Path) -> Any:
                 raise AssertionError(f"{path} was decoded again")
 
-            monkeypatch.setattr(encoder_inputs, "read_image", refuse)
+            monkeypatch.setattr(image_table, "read_image", refuse)
         stores.append(run(folder, encoders, "again", backbone=images))
         monkeypatch.undo()
     first, fresh = (np.asarray(store.array("visual")) for store in stores)
