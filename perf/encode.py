@@ -247,7 +247,9 @@ class Tokens:
         self.item_num = len(item_ids) + 1
 
 
-def open_million(scratch: Path, count: int = 1_000_000, width: int = 4096) -> dict[str, float]:
+def open_million(
+    scratch: Path, rounds: int, count: int = 1_000_000, width: int = 4096
+) -> dict[str, float]:
     """Open a sparse store and line its items up."""
     from recbole_tpad.recommenders import item_features
     from recbole_tpad.recommenders.fused_tables import make_fused_table
@@ -291,11 +293,14 @@ def open_million(scratch: Path, count: int = 1_000_000, width: int = 4096) -> di
     # How often each item occurs is the training data's, whatever the store.
     item_features.training_item_counts = lambda _: np.ones(count + 1)  # type: ignore[assignment]
     try:
-        started = time.perf_counter()
-        features = item_features.load_item_features(config, dataset)
-        assert features is not None
-        table = make_fused_table(Settings(config), features, 64, 0.02, torch.zeros(0, 64))
-        seconds = time.perf_counter() - started
+        times = []
+        for _ in range(rounds + 1):
+            started = time.perf_counter()
+            features = item_features.load_item_features(config, dataset)
+            assert features is not None
+            table = make_fused_table(Settings(config), features, 64, 0.02, torch.zeros(0, 64))
+            times.append(time.perf_counter() - started)
+        say(f"  {[round(t, 2) for t in times]} s")
     finally:
         item_features.training_item_counts = counts
     assert sum(features.widths) == 2 * width
@@ -304,7 +309,7 @@ def open_million(scratch: Path, count: int = 1_000_000, width: int = 4096) -> di
     some = [ids[k] for k in np.random.default_rng(1).permutation(count)[:10_000]]
     started = time.perf_counter()
     assert store.rows(some).shape == (10_000, 2 * width)
-    return {"open": seconds, "first_use": time.perf_counter() - started}
+    return {"open": min(times), "first_use": time.perf_counter() - started}
 
 
 def update_share(folder: DatasetFolder, scratch: Path, copies: int) -> dict[str, float]:
@@ -428,7 +433,7 @@ def main() -> None:
             found["sentences"] = {k: round(v, 4) for k, v in result.items()}
         if "open" in parts:
             say("open: a million items")
-            result = open_million(scratch)
+            result = open_million(scratch, args.rounds)
             found["open_1m_s"] = round(result["open"], 2)
             found["first_use_s"] = round(result["first_use"], 2)
         if "update" in parts:
