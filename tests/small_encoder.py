@@ -47,9 +47,9 @@ def write_text_encoder(
     return folder
 
 
-def write_image_encoder(folder: Path) -> Path:
+def write_image_encoder(folder: Path, seed: int = 2) -> Path:
     """Write a random CLIP vision tower with its image processor."""
-    torch.manual_seed(2)
+    torch.manual_seed(seed)
     model = CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=VISION_WIDTH,

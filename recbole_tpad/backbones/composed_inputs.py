@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from recbole_tpad.backbones.base import Inputs
-from recbole_tpad.backbones.images import UnreadableImage, read_image
+from recbole_tpad.backbones.image_table import image_table, readable_images
 from recbole_tpad.backbones.prompts import Prompt, PromptBatch, collate
-from recbole_tpad.backbones.vision_cache import VisionCache
 from recbole_tpad.data import Item
-from recbole_tpad.data.image_hashes import image_sha256
 from recbole_tpad.progress import progress
 
 if TYPE_CHECKING:
@@ -103,55 +100,23 @@ class ComposedInputs(Inputs):
         rows = rows[:: max(1, len(rows) // limit)]
         return [p.to(self.device) for p in self._pixels[rows].split(chunk)]
 
-    @torch.no_grad()
     def cache_features(self, chunk: int = 64) -> None:
         """Run the (now frozen) vision encoder once per image and keep its output in fp16.
 
         Images that the backbone's vision cache knows are not read again.
         """
+        vision = self._backbone.vision
         kept = self._backbone.vision_cache
-        cache = VisionCache() if kept is None else kept
-        rows = torch.nonzero(self.has_image).flatten().tolist()
-        image_of = {r: image_sha256(self._path(r)) for r in rows}
-        new = {image: r for r, image in image_of.items() if image not in cache}
-        wanted = torch.tensor(sorted(new.values()), dtype=torch.int64)
-        parts = wanted.split(chunk) if len(wanted) else ()
-        for part in progress(parts, desc="vision features"):
-            good, pixels = self._read(part)
-            if len(good):
-                found = self._backbone.vision(pixels)
-                named = zip(part[good].tolist(), found, strict=True)
-                cache.add({image_of[r]: {"features": f} for r, f in named})
-        table = torch.zeros(len(self.items), *self._backbone.vision.shape, dtype=torch.float16)
-        for row, image in image_of.items():
-            if image in cache:
-                table[row] = cache.get(image)["features"]
-            elif self.has_image[row]:  # the same bytes as another item's unreadable image
-                self._reject(row, self.unreadable[self.items[new[image]].item_id])
-        self._features, self._pixels = table, None
-
-    def _path(self, row: int) -> Path:
-        path = self.items[row].image
-        assert path is not None  # only asked for rows that have one
-        return path
+        self._features = image_table(self, kept, self._read, vision, vision.shape, chunk)
+        self._pixels = None
 
     def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels of the images that can be read, after which of `rows` these are (places)."""
         if self._pixels is not None:
             return torch.arange(len(rows)), self._pixels[rows].to(self.device)
-        good, images = [], []
-        for place, row in enumerate(rows.tolist()):
-            try:
-                images.append(read_image(self._path(row)))
-                good.append(place)
-            except UnreadableImage as error:
-                self._reject(row, str(error))
+        good, images = readable_images(self, rows)
         pixels = self._backbone.pixels(images) if images else torch.empty(0)
-        return torch.tensor(good, dtype=torch.int64), pixels.to(self.device)
-
-    def _reject(self, row: int, reason: str) -> None:
-        self.has_image[row] = False
-        self.unreadable[self.items[row].item_id] = reason
+        return good, pixels.to(self.device)
 
     def _visual(self, rows: torch.Tensor) -> torch.Tensor:
         if self._features is not None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from recbole_tpad.backbones.base import Inputs
-from recbole_tpad.backbones.images import UnreadableImage, read_image
+from recbole_tpad.backbones.image_table import image_table, readable_images
 from recbole_tpad.data import Item
 from recbole_tpad.progress import progress
 
@@ -101,11 +100,12 @@ class EncoderInputs(Inputs):
         self._pooled.clear()
         self.read_images()
 
-    @torch.no_grad()
     def read_images(self) -> None:
-        """Run the image encoder over every image."""
+        """Run the image encoder over every image that the backbone's vision cache lacks."""
         if self._backbone.image is not None:
-            self._features = self._image_features()
+            shape = (self._backbone.widths["visual"],)
+            cache, encode = self._backbone.vision_cache, self._backbone.image_features
+            self._features = image_table(self, cache, self._read, encode, shape)
 
     def batch(
         self,
@@ -178,34 +178,19 @@ class EncoderInputs(Inputs):
     def _read_features(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, width) features of the rows' images, zero where there is none."""
         features = torch.zeros(len(rows), self._backbone.widths["visual"], device=self.device)
-        places, images = [], []
-        for place, row in enumerate(rows.tolist()):
-            image = self._image(row)
-            if image is not None:
-                places.append(place)
-                images.append(image)
-        if images:
-            processor = self._backbone.image_processor
-            assert processor is not None  # made together with the image encoder
-            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-            pixels = torch.as_tensor(np.asarray(pixels)).to(self.device)
-            features[places] = self._backbone.image_features(pixels).float()
+        places = torch.nonzero(self.has_image[rows]).flatten()
+        good, pixels = self._read(rows[places])
+        if len(good):
+            found = self._backbone.image_features(pixels).float()
+            features[places[good].to(self.device)] = found
         return features
 
-    def _image(self, row: int) -> Image.Image | None:
-        path = self.items[row].image
-        if path is None or not self.has_image[row]:
-            return None
-        try:
-            return read_image(path)
-        except UnreadableImage as error:
-            self.has_image[row] = False
-            self.unreadable[self.items[row].item_id] = str(error)
-            return None
-
-    def _image_features(self, chunk: int = 32) -> torch.Tensor:
-        table = torch.zeros(len(self.items), self._backbone.widths["visual"], dtype=torch.float16)
-        parts = torch.arange(len(self.items)).split(chunk)
-        for part in progress(parts, desc="image features"):
-            table[part] = self._read_features(part).half().cpu()
-        return table
+    def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of these rows' images can be read (places), and their pixels."""
+        good, images = readable_images(self, rows)
+        if not images:
+            return good, torch.empty(0)
+        processor = self._backbone.image_processor
+        assert processor is not None  # made together with the image encoder
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        return good, torch.as_tensor(np.asarray(pixels)).to(self.device)

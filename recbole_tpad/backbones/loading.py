@@ -41,18 +41,19 @@ def load_backbone(
     Raises:
         InputError: a part that is absent, not safetensors, or of another architecture.
     """
-    if settings.kind == "encoder":
-        return load_encoder(settings, items)
     backbone: Backbone
-    backbone = load_native(settings) if settings.kind == "native" else load_composed(settings)
-    if features is not None:
+    if settings.kind == "encoder":
+        backbone = load_encoder(settings, items)
+    else:
+        backbone = load_native(settings) if settings.kind == "native" else load_composed(settings)
+    if features is not None and "visual" in backbone.widths:
         backbone.vision_cache = VisionCache(features / _encoder_key(settings))
     return backbone
 
 
 def _encoder_key(settings: BackboneSettings) -> str:
     """Names the vision encoder: equal keys give equal features of an image."""
-    files = checkpoint_files(settings, ("vision", "model"))
+    files = checkpoint_files(settings, ("vision", "model", "image_encoder"))
     shape = {"dtype": settings.dtype, "grid": settings.visual_grid}
     return f"vision-{sha256_json({'files': files, **shape})[:16]}"
 

@@ -233,6 +233,12 @@ def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
     ids = torch.zeros(len(prompts), length, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED_LABEL)
+    if not left and not any(p.asks or p.answer for p in prompts):
+        # Nothing but states is asked for, of every item of a catalogue: all rows in one go.
+        lengths = torch.tensor([len(p.ids) for p in prompts])
+        real = torch.arange(length) < lengths[:, None]
+        ids[real] = torch.tensor([token for p in prompts for token in p.ids])
+        return PromptBatch(ids, real.long(), labels, torch.full_like(lengths, length + 1), True)
     answer_start = torch.empty(len(prompts), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         tokens = prompt.ids + prompt.answer
@@ -243,8 +249,7 @@ def collate(prompts: Sequence[Prompt], *, left: bool = False) -> PromptBatch:
         answer_start[row] = first if prompt.asks else length + 1
         if prompt.answer:
             labels[row, first : first + len(prompt.answer)] = torch.tensor(prompt.answer)
-    plain = not left and not any(p.asks or p.answer for p in prompts)
-    return PromptBatch(ids, mask, labels, answer_start, plain)
+    return PromptBatch(ids, mask, labels, answer_start)
 
 
 class GreedyAnswers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.item_features import MIN_SCALE, ItemFeatures, without_padding
-from recbole_tpad.recommenders.whitening import fit_whitened_pca
+from recbole_tpad.recommenders.whitening import whitened_rows
 
 
 class FeatureAdapter(nn.Module, ABC):
@@ -21,64 +24,159 @@ class FeatureAdapter(nn.Module, ABC):
 
     Columns are standardised with mean and deviation over the items that occur in training
     (assumption: language-model states have a few huge columns that would otherwise dominate).
+    No vector is read before the first use. Features too large to be held (see `ItemFeatures`)
+    are read again, block by block, whenever the table is computed.
 
     Args:
         features: aligned features, (n_items, F).
         size: d.
     """
 
-    features: Tensor
-    mean: Tensor
-    scale: Tensor
     trained: Tensor
     output_scale: Tensor
 
     def __init__(self, features: ItemFeatures, size: int) -> None:
         super().__init__()
-        seen = features.seen_rows()
-        mean, scale = self._standardisation(seen)
+        self._source: ItemFeatures | None = features
+        self._ready = False
+        self._wanted_rms: float | None = None
+        self._start: dict[str, Tensor] = {}
         # Not persistent: the store is the one place of these numbers, its hash names them.
-        for name, array in (("features", features.rows), ("mean", mean), ("scale", scale)):
-            copied = torch.from_numpy(np.array(array, dtype=np.float32))
-            self.register_buffer(name, copied, persistent=False)
+        for name in ("_features", "_mean", "_scale"):
+            self.register_buffer(name, None, persistent=False)
         trained = torch.from_numpy(features.trained.copy())
         self.register_buffer("trained", trained, persistent=False)
         # Persistent: it was fitted to the random start of this very adapter.
         self.register_buffer("output_scale", torch.ones(()))
-        self.size, self.width = size, features.rows.shape[1]
+        self.size, self.width = size, features.width
         self.store = features.name
         self.store_sha256 = features.sha256
+
+    # -- features --------------------------------------------------------------------------------
+
+    @property
+    def features(self) -> Tensor:
+        """All features, (n_items, F); read now unless they have been.
+
+        Raises:
+            InputError: damaged files, rows that are not finite, or more than can be held.
+        """
+        self._prepare()
+        if self._features is None:
+            raise InputError(
+                f"Item embeddings '{self.store}' are {len(self.trained):,} x {self.width:,} "
+                "numbers, which are not held in memory at once."
+            )
+        found: Tensor = self._features
+        return found
+
+    def _prepare(self) -> None:
+        """Read what every pass needs, and fit the scale that `rescale` has asked for."""
+        if self._ready:
+            return
+        features = self._source
+        assert features is not None  # given up below only
+        seen = features.seen_rows()
+        mean, scale = self._standardisation(seen)
+        self._mean, self._scale = self._tensor(mean), self._tensor(scale)
+        if features.whole:
+            self._features = self._tensor(features.rows)
+            self._source = None
+        self._ready = True
+        self._fit_scale(seen)
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(np.array(array, dtype=np.float32)).to(self.output_scale)
 
     @staticmethod
     def _standardisation(seen: Any) -> tuple[Any, Any]:
         scale = np.maximum(seen.std(axis=0, dtype=np.float64), MIN_SCALE)
         return seen.mean(axis=0, dtype=np.float64), scale
 
+    # -- the table -------------------------------------------------------------------------------
+
     @abstractmethod
     def _rows(self, rows: Tensor) -> Tensor:
-        """Map standardised features, (n_items, F), to (n_items, d)."""
+        """Map standardised features, (n, F), to (n, d); every row by itself."""
 
     def forward(self) -> Tensor:
         """Return every item's vector, shape (n_items, d); the padding row is zero."""
-        rows = self._rows((self.features - self.mean) / self.scale)
+        self._prepare()
+        if self._source is None:
+            rows = self._rows(self._standardised(self._features))
+        else:
+            places = self._source.places()
+            if torch.is_grad_enabled():  # read again for the gradient, not kept
+                parts = [checkpoint(self._block, p, use_reentrant=False) for p in places]
+            else:
+                parts = [self._block(place) for place in places]
+            rows = torch.cat(parts)
         return without_padding(rows) * self.output_scale
 
-    @torch.no_grad()
+    def _block(self, place: slice) -> Tensor:
+        assert self._source is not None  # features that are held are mapped at once
+        return self._rows(self._standardised(self._tensor(self._source.block(place))))
+
+    def _standardised(self, rows: Tensor) -> Tensor:
+        return (rows - self._mean) / self._scale
+
+    # -- scale -----------------------------------------------------------------------------------
+
     def rescale(self, rms: float) -> None:
         """Multiply the output so that the rows of trained items have this root mean square.
 
-        A constant factor, not smaller weights: one optimiser step then changes small rows less
-        than large ones, where it would move smaller weights as far as large ones.
+        Before the first use it is noted, with the parameters as they are now. A constant factor,
+        not smaller weights: one optimiser step then changes small rows less than large ones,
+        where it would move smaller weights as far as large ones.
         """
+        self._wanted_rms = rms
+        if self._ready:
+            self._fit_scale()
+        else:
+            self._start = {n: p.detach().clone() for n, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def _fit_scale(self, seen: Any = None) -> None:
+        rms, self._wanted_rms = self._wanted_rms, None
+        if rms is None:
+            return
         mode = self.training
         self.eval()
-        rows = self()
+        with self._as_at_the_start():
+            if self._source is not None:
+                seen = self._source.seen_rows() if seen is None else seen
+                rows = self._rows(self._standardised(self._tensor(seen))) * self.output_scale
+            else:
+                rows = FeatureAdapter.forward(self)  # no hooks: nobody uses this table
+                rows = rows[self.trained] if bool(self.trained.any()) else rows
         self.train(mode)
-        if bool(self.trained.any()):
-            rows = rows[self.trained]
         now = float(rows.pow(2).mean().sqrt())
         if now > 0:
             self.output_scale.mul_(rms / now)
+
+    @contextmanager
+    def _as_at_the_start(self) -> Iterator[None]:
+        """With the parameters that were there when the scale was asked for."""
+        start, self._start = self._start, {}
+        now = {n: p.data for n, p in self.named_parameters()}
+        for name, parameter in self.named_parameters():
+            if name in start:
+                parameter.data = start[name].to(parameter)
+        try:
+            yield
+        finally:
+            for name, parameter in self.named_parameters():
+                parameter.data = now[name]
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self._wanted_rms is not None:
+            self._prepare()  # the scale is saved
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if f"{prefix}output_scale" in state_dict:
+            self._wanted_rms, self._start = None, {}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MlpAdapter(FeatureAdapter):
@@ -117,11 +215,10 @@ class PcaAdapter(LinearAdapter):
     """
 
     def __init__(self, features: ItemFeatures, size: int) -> None:
-        pca = fit_whitened_pca(features.seen_rows(), size, features.widths)
-        whitened = pca(features.rows).astype(np.float32)
-        whitened[0] = 0
-        known = replace(features, read=lambda: whitened, widths=(whitened.shape[1],))
-        super().__init__(known, size)
+        whitened = whitened_rows(features, size)
+        width = (whitened.shape[1],)
+        super().__init__(replace(features, read=lambda: whitened, take=None, widths=width), size)
+        self._prepare()  # nothing is gained by waiting: the numbers of the map follow from them
         with torch.no_grad():
             self.output.bias.zero_()
             nn.init.eye_(self.output.weight)

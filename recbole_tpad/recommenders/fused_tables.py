@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +14,7 @@ from torch.nn import functional
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
 from recbole_tpad.recommenders.item_features import EvaluationCache, ItemFeatures, without_padding
-from recbole_tpad.recommenders.whitening import fit_whitened_pca
+from recbole_tpad.recommenders.whitening import whitened_rows
 
 _ID_STD = 1e-3
 
@@ -214,8 +213,7 @@ def initial_rows(features: ItemFeatures, size: int, rms: float) -> Tensor:
     features have k < size directions, the other columns are normal noise, zero for items that
     never occur in training. Row 0 is zero.
     """
-    pca = fit_whitened_pca(features.seen_rows(), size, features.widths)
-    known = torch.from_numpy(pca(features.rows).astype(np.float32))
+    known = torch.from_numpy(whitened_rows(features, size))
     trained = torch.from_numpy(features.trained).float().unsqueeze(1)
     noise = torch.randn(len(known), size - known.shape[1]) * trained
     return without_padding(torch.cat([known, noise], dim=1)) * rms

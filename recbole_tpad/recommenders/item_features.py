@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ from recbole_tpad.store import ItemEmbeddings, open_store
 from recbole_tpad.store.shards import ShardedRows
 
 Float32 = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 _BLOCK = 4096
+_WHOLE = 1 << 28  # numbers up to which all rows are held in float32 (1 GiB)
+_PART = 1 << 26  # numbers of a block where they are not
+_SAMPLE = 1 << 27  # numbers that a fit reads where they are not
 MIN_SCALE = 1e-3  # fp16 columns that hardly vary would otherwise be blown up
 
 
@@ -44,12 +48,16 @@ class Settings:
 class ItemFeatures:
     """Features in RecBole's item order; read from disk when they are first used.
 
+    Up to 2²⁸ numbers are held in memory as a whole. More stay in the store, where `take` gives
+    some rows: what is made of them goes through blocks, what is fitted on them takes a sample.
+
     Attributes:
         name: the store as the user named it.
         sha256: hash of the store's manifest.
         read: gives `rows`.
         trained: which items occur in a training session, shape (n_items,), bool.
         widths: columns of each modality, in order.
+        take: gives some rows, (n,) item ids → (n, F); None: only `read` is there.
     """
 
     name: str
@@ -57,6 +65,7 @@ class ItemFeatures:
     read: Callable[[], Float32]
     trained: npt.NDArray[np.bool_]
     widths: tuple[int, ...] = ()
+    take: Callable[[Ids], Float32] | None = field(default=None, repr=False)
 
     @cached_property
     def rows(self) -> Float32:
@@ -67,17 +76,63 @@ class ItemFeatures:
         """
         return self.read()
 
+    @property
+    def width(self) -> int:
+        """F; known without reading where `widths` are."""
+        return sum(self.widths) if self.widths else int(self.rows.shape[1])
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are to be held at once."""
+        return self.take is None or len(self.trained) * self.width <= _WHOLE
+
+    def places(self) -> list[slice]:
+        """Rows of each block that fits into memory: a single one where `whole`."""
+        n = len(self.trained)
+        size = n if self.whole else max(1, _PART // self.width)
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def block(self, place: slice) -> Float32:
+        """The rows of one of `places`, (n, F)."""
+        if self.take is None or self.whole:
+            return self.rows[place]
+        return self.take(np.arange(place.start, place.stop))
+
     def parts(self) -> list[ItemFeatures]:
         """Return the features of each modality by itself."""
-        ends = np.cumsum(self.widths or (self.rows.shape[1],)).tolist()
-        parts = np.split(self.rows, ends[:-1], axis=1)
-        return [
-            replace(self, read=partial(np.asarray, part), widths=(part.shape[1],)) for part in parts
-        ]
+        found, start = [], 0
+        for width in self.widths or (self.width,):
+            columns = slice(start, start + width)
+            found.append(
+                replace(
+                    self,
+                    read=partial(_columns_of, self, columns),
+                    take=None if self.take is None else partial(_taken, self.take, columns),
+                    widths=(width,),
+                )
+            )
+            start += width
+        return found
 
     def seen_rows(self) -> Float32:
-        """Return the rows of items that occur in training: what every fit may use."""
-        return self.rows[self.trained] if self.trained.any() else self.rows[1:]
+        """Return the rows of items that occur in training: what every fit may use.
+
+        Of features that are not `whole`, evenly spaced ones, 2²⁷ numbers in all.
+        """
+        if self.take is None or self.whole:
+            return self.rows[self.trained] if self.trained.any() else self.rows[1:]
+        ids = np.flatnonzero(self.trained)
+        ids = ids if len(ids) else np.arange(1, len(self.trained))
+        count = min(len(ids), max(1, _SAMPLE // self.width))
+        return self.take(ids[np.arange(count) * len(ids) // count])
+
+
+def _columns_of(features: ItemFeatures, columns: slice) -> Float32:
+    return features.rows[:, columns]
+
+
+def _taken(take: Callable[[Ids], Float32], columns: slice, ids: Ids) -> Float32:
+    return take(ids)[:, columns]
 
 
 def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
@@ -108,7 +163,7 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
             f"item_embeddings_modalities goes with one store, not with '{name}'. Leave it out."
         )
     stores = [open_store(_store_path(part, folder)) for part in names]
-    tokens = np.asarray(dataset.field2id_token[dataset.iid_field][1:]).astype(str).tolist()
+    tokens = np.asarray(dataset.field2id_token[dataset.iid_field][1:]).astype(str)
     parts = []
     for part, store in zip(names, stores, strict=True):
         _check_origin(store, part, dataset)
@@ -118,7 +173,8 @@ def load_item_features(config: Any, dataset: Any) -> ItemFeatures | None:
     hashes = [store.sha256 for store in stores]
     joined = hashes[0] if len(hashes) == 1 else sha256_json(hashes)
     widths = tuple(array.shape[1] for part in parts for array in part.arrays)
-    return ItemFeatures(str(name), joined, lambda: _read(parts), trained, widths)
+    source = _Source(parts)
+    return ItemFeatures(str(name), joined, source.all, trained, widths, source.take)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +191,9 @@ class _Aligned:
         return [self.store.array(m) for m in self.modalities]
 
 
-def _positions(store: ItemEmbeddings, name: str, tokens: list[str]) -> npt.NDArray[np.int64]:
+def _positions(
+    store: ItemEmbeddings, name: str, tokens: npt.NDArray[np.str_]
+) -> npt.NDArray[np.int64]:
     found = store.find(tokens)
     missing = np.flatnonzero(found < 0)
     if missing.size:
@@ -146,28 +204,50 @@ def _positions(store: ItemEmbeddings, name: str, tokens: list[str]) -> npt.NDArr
     return found
 
 
-def _read(parts: Sequence[_Aligned]) -> Float32:
-    """Every row of every part, side by side, after a row of zeros."""
-    width = sum(array.shape[1] for part in parts for array in part.arrays)
-    rows = np.zeros((len(parts[0].positions) + 1, width), dtype=np.float32)
-    column = 0
-    for part in parts:
-        # All of it is about to be read: now is the time to see whether it is what was written.
-        part.store.verify(part.modalities)
-        for array in part.arrays:
-            columns = slice(column, column + array.shape[1])
-            for start in range(0, len(part.positions), _BLOCK):
-                place = part.positions[start : start + _BLOCK]
-                rows[start + 1 : start + 1 + len(place), columns] = array.take(place)
-            column = columns.stop
-            bad = np.flatnonzero(~np.isfinite(rows[1:, columns]).all(axis=1))
-            if bad.size:
-                named = ", ".join(part.store.item_ids[part.positions[k]] for k in bad[:5])
-                raise InputError(
-                    f"Item embeddings '{part.name}' have {bad.size} rows with NaN or infinite "
-                    f"values, first: {named}. {_embed_again(part.store)}"
-                )
-    return rows
+class _Source:
+    """Rows of one or several stores, side by side, after a row of zeros.
+
+    The hashes of all that will be read are checked before the first row is.
+    """
+
+    def __init__(self, parts: Sequence[_Aligned]) -> None:
+        self._parts = parts
+        self._verified = False
+
+    def all(self) -> Float32:
+        """Every row."""
+        return self.take(np.arange(len(self._parts[0].positions) + 1))
+
+    def take(self, ids: Ids) -> Float32:
+        """Rows of some items, (n, F); zero for id 0.
+
+        Raises:
+            InputError: damaged files, or rows that are not finite.
+        """
+        if not self._verified:
+            for part in self._parts:
+                part.store.verify(part.modalities)
+            self._verified = True
+        width = sum(array.shape[1] for part in self._parts for array in part.arrays)
+        rows = np.zeros((len(ids), width), dtype=np.float32)
+        column = 0
+        for part in self._parts:
+            for array in part.arrays:
+                columns = slice(column, column + array.shape[1])
+                for start in range(0, len(ids), _BLOCK):
+                    own = ids[start : start + _BLOCK]
+                    real = np.flatnonzero(own)
+                    taken = array.take(part.positions[own[real] - 1])
+                    rows[start + real, columns] = taken
+                column = columns.stop
+                bad = ids[~np.isfinite(rows[:, columns]).all(axis=1)]
+                if bad.size:
+                    named = ", ".join(part.store.item_ids[part.positions[k - 1]] for k in bad[:5])
+                    raise InputError(
+                        f"Item embeddings '{part.name}' have {bad.size} rows with NaN or infinite "
+                        f"values, first: {named}. {_embed_again(part.store)}"
+                    )
+        return rows
 
 
 def _names(name: str, folder: Path) -> list[str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
+
+if TYPE_CHECKING:
+    from recbole_tpad.recommenders.item_features import ItemFeatures
 
 Doubles = npt.NDArray[np.float64]
 
@@ -70,6 +74,18 @@ def fit_whitened_pca(
     directions = (turned * weights[:, None]).T
     signs = np.sign(np.take_along_axis(directions, _largest(directions), axis=1))
     return WhitenedPca(mean, directions * np.where(signs == 0, 1.0, signs))
+
+
+def whitened_rows(features: ItemFeatures, size: int) -> npt.NDArray[np.float32]:
+    """Return the whitened PCA of every item's features, (n_items, k ≤ size); row 0 is zero.
+
+    Fitted on items that occur in training. Features too large to be held are read block by block.
+    """
+    pca = fit_whitened_pca(features.seen_rows(), size, features.widths)
+    parts = [pca(features.block(place)).astype(np.float32) for place in features.places()]
+    found: npt.NDArray[np.float32] = np.concatenate(parts)
+    found[0] = 0
+    return found
 
 
 def _largest(directions: Doubles) -> npt.NDArray[np.int64]:

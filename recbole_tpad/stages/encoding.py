@@ -23,7 +23,7 @@ from recbole_tpad.stages.processes import processes
 from recbole_tpad.store.shards import SHARD_ITEMS, ShardFolder
 
 # Padded tokens a batch: enough to keep a GPU's matrix units busy; on a CPU what its cache holds.
-_DEFAULT_TOKENS = {"cuda": 16384, "cpu": 2048}
+_DEFAULT_TOKENS = {"cuda": 16384, "cpu": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class EncodingSettings:
     """The section `encoding` of a generator's YAML.
 
     Attributes:
-        batch_tokens: items side by side times the longest of them; 0: 16384 on a GPU, 2048 on a
+        batch_tokens: items side by side times the longest of them; 0: 16384 on a GPU, 1024 on a
             CPU. Moves results by less than fp16's rounding.
         shard_items: items a file, and what a kill costs at most.
     """

@@ -20,6 +20,7 @@ from recbole_tpad.store.shards import ShardedRows
 ITEM_IDS = "item_ids.txt"
 CONTENT = "item_content.npy"
 CONTENT_BYTES = 16  # of an item's content hash
+_MANY = 50_000  # ids from which on they are lined up by sorting
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -77,8 +78,10 @@ class ItemEmbeddings:
         found: Hashes = np.load(self.path / CONTENT, allow_pickle=False)
         return found
 
-    def find(self, item_ids: Sequence[str]) -> Int64:
+    def find(self, item_ids: Sequence[str] | npt.NDArray[np.str_]) -> Int64:
         """Return the row of each item, (len(item_ids),); -1 for items the store does not hold."""
+        if self.item_ids and len(item_ids) >= _MANY:
+            return _joined(self.item_ids, item_ids)
         rows = map(self._position.get, item_ids, repeat(-1))
         return np.fromiter(rows, dtype=np.int64, count=len(item_ids))
 
@@ -174,6 +177,27 @@ class ItemEmbeddings:
             raise InputError(
                 f"{self.path} was replaced by another store since it was opened; run this again."
             )
+
+
+def _joined(own: list[str], wanted: Sequence[str] | npt.NDArray[np.str_]) -> Int64:
+    """Place in `own` of each wanted id, -1 without one; what a dictionary says, sooner.
+
+    Sorted hashes are matched, which goes through memory in order, and then the ids themselves.
+    """
+    texts = wanted.tolist() if isinstance(wanted, np.ndarray) else wanted
+    hashes = np.fromiter(map(hash, own), np.int64, len(own))
+    asked = np.fromiter(map(hash, texts), np.int64, len(texts))
+    order, asked_order = np.argsort(hashes), np.argsort(asked)
+    hashes = hashes[order]
+    places = np.searchsorted(hashes, asked[asked_order]).clip(max=len(own) - 1)
+    found = np.empty(len(texts), dtype=np.int64)
+    found[asked_order] = np.where(hashes[places] == asked[asked_order], order[places], -1)
+    known = found >= 0
+    same = np.array(own)[found[known]] == np.asarray(wanted)[known]
+    if not same.all() or (hashes[1:] == hashes[:-1]).any():  # two ids with one hash
+        place = {item_id: i for i, item_id in enumerate(own)}
+        return np.array([place.get(text, -1) for text in texts], dtype=np.int64)
+    return found
 
 
 def open_store(path: str | Path) -> ItemEmbeddings:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_path
 
 SHARD_ITEMS = 1024
+_FEW = 8  # less than one row in so many is read by itself
 _HEADER = 128  # bytes before the values; `np.save` pads its header to a multiple of 64
 
 Float16 = npt.NDArray[np.float16]
@@ -88,17 +89,17 @@ class ShardedRows:
         count = len(shard_slices(len(self), self.size))
         return [self.folder / shard_file(self.modality, n) for n in range(count)]
 
-    def shard(self, number: int) -> Float16:
-        """Map one file, shape (its rows, dim).
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[tuple[BinaryIO, int]]:
+        """One file that is as it must be, and how many rows it holds.
 
         Raises:
             InputError: it is absent, or its size or header is not that of the rows it must hold.
         """
         path = self.folder / shard_file(self.modality, number)
-        start = number * self.size
-        rows = min(self.size, len(self) - start)
+        rows = min(self.size, len(self) - number * self.size)
         try:
-            with path.open("rb") as stream:
+            with path.open("rb", buffering=0) as stream:
                 if self._check is not None:
                     self._check()
                 header = stream.read(_HEADER)
@@ -110,13 +111,22 @@ class ShardedRows:
                         f"({found} bytes instead of {wanted}, or another header): it was damaged "
                         "or replaced. Run 'recbole-tpad embed' again."
                     )
-                shape = (rows, self.shape[1])
-                mapped: Float16 = np.memmap(stream, np.float16, "r", _HEADER, shape)
-                return mapped
+                yield stream, rows
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}). Run 'recbole-tpad embed' again."
             ) from error
+
+    def shard(self, number: int) -> Float16:
+        """Map one file, shape (its rows, dim).
+
+        Raises:
+            InputError: it is absent, or its size or header is not that of the rows it must hold.
+        """
+        with self._opened(number) as (stream, rows):
+            shape = (rows, self.shape[1])
+            mapped: Float16 = np.memmap(stream, np.float16, "r", _HEADER, shape)
+            return mapped
 
     def shards(self) -> Iterator[tuple[slice, Float16]]:
         """Each file's place among the rows, and its rows."""
@@ -130,10 +140,29 @@ class ShardedRows:
         sorted_rows = rows[order]
         edges = np.arange(0, len(self) + self.size, self.size)  # linear in the shards, not rows
         cuts = np.searchsorted(sorted_rows, edges)
-        for number in np.flatnonzero(np.diff(cuts)):
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
             own = slice(cuts[number], cuts[number + 1])
-            found[order[own]] = self.shard(int(number))[sorted_rows[own] - number * self.size]
+            places = sorted_rows[own] - number * self.size
+            if _FEW * len(places) < min(self.size, len(self) - number * self.size):
+                self._pick(number, places, found, order[own])
+            else:
+                found[order[own]] = self.shard(number)[places]
         return found
+
+    def _pick(
+        self,
+        number: int,
+        places: npt.NDArray[np.int64],
+        into: Float16,
+        targets: npt.NDArray[np.int64],
+    ) -> None:
+        """Read a few rows of a file by themselves: a map would bring in what lies around them."""
+        width = self.shape[1] * 2
+        with self._opened(number) as (stream, _):
+            for place, target in zip(places.tolist(), targets.tolist(), strict=True):
+                row = into[target].view(np.uint8).data
+                if os.preadv(stream.fileno(), [row], _HEADER + place * width) != width:
+                    raise OSError(errno.EIO, "it became shorter")
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, tuple):

@@ -162,3 +162,13 @@ def test_padding_on_either_side() -> None:
     assert (right.labels[1:] == -100).all()
     assert right.answer_start.tolist() == [3, 1, 6]
     assert left.answer_start.tolist() == [3, 5, 6]
+
+
+def test_padding_where_only_states_are_asked_for() -> None:
+    batch = collate([Prompt([5, -1, 7], [], asks=False), Prompt([4], [], asks=False)])
+    assert batch.plain
+    assert batch.ids.tolist() == [[5, -1, 7], [4, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert (batch.labels == -100).all()
+    assert batch.answer_start.tolist() == [4, 4]
+    assert not collate([Prompt([5, -1, 7], [], asks=False), Prompt([4], [])]).plain

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from small_tpad import NAME, run_tpad
 from tiny_catalogue import TINY, read_lines, write_catalogue, write_lines
 from tqdm import tqdm
@@ -136,14 +138,18 @@ def times(path: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in found if counts[p.name.partition(".")[2]] == 2}
 
 
-def embed(data_path: Path, launcher: list[str]) -> subprocess.Popen[str]:
+def arguments(data_path: Path) -> list[str]:
     keys = {f"backbone.tiny.{k}": v for k, v in TINY.items()}
     keys |= {"knowledge.loop.steps": 3, "knowledge.batch_size": 8, "no_alignment": "true"}
     keys |= {"encoding.shard_items": 2}
-    command = [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", "embed"]
-    command += ["--dataset", NAME, "--data_path", str(data_path), "--generator", "tpad-tiny"]
+    found = ["embed", "--dataset", NAME, "--data_path", str(data_path), "--generator", "tpad-tiny"]
+    return [*found, *(f"--{k}={v}" for k, v in keys.items())]
+
+
+def launched(launcher: list[str], command: list[str]) -> subprocess.Popen[str]:
+    """Start the command as a user would."""
     return subprocess.Popen(
-        [*command, *(f"--{k}={v}" for k, v in keys.items())],
+        [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", *command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
@@ -168,45 +174,88 @@ def torchrun(*more: str) -> list[str]:
     return ["-m", "torch.distributed.run", *two, *more]
 
 
-def test_two_processes_equal_one_also_when_one_is_killed(tmp_path: Path) -> None:
-    """With torch elastic's restart: the killed worker's group starts again and fills the rest."""
+def pair(command: list[str], scratch: Path) -> list[Forked]:
+    """Two processes as torchrun starts them, at no cost."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = ("0", "1")
+    return [Forked(command, scratch / f"{port}-{r}", RANK=r, LOCAL_RANK=r, **group) for r in ranks]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> tuple[DatasetFolder, dict[str, bytes]]:
+    """A data set whose stages are trained, and the store that one process makes of it."""
     folder = write_catalogue(tmp_path / "one")
-    finish(embed(tmp_path / "one", []))
-    store = folder.path / "embeddings" / "tpad-tiny"
-    wanted = files(store)
-    for place, more, kill in (
-        ("two", (), False),
-        ("restarted", ("--max_restarts", "3"), True),
-        ("again", (), True),
-    ):
-        shutil.copytree(folder.path, tmp_path / place / NAME)
-        made = tmp_path / place / NAME
-        shutil.rmtree(made / "embeddings")
-        # More to encode, so that there is a middle: the trained stages do not depend on it.
-        process = embed(tmp_path / place, torchrun(*more))
-        if kill:
-            killed = kill_worker(process, made / "stages")
-            if not more:
-                process.communicate(timeout=300)
-                if killed:
-                    assert process.returncode != 0
-                process = embed(tmp_path / place, torchrun())
-        finish(process)
-        assert files(made / "embeddings" / "tpad-tiny") == wanted, place
+    Forked(arguments(tmp_path / "one"), tmp_path / "log").finish()
+    return folder, files(folder.path / "embeddings" / "tpad-tiny")
 
 
-def kill_worker(process: subprocess.Popen[str], stages: Path) -> bool:
-    """Kill the second worker once the first shard is there; False if it had ended before."""
+def without_store(folder: DatasetFolder, place: Path) -> Path:
+    """A copy with nothing left to do but to encode."""
+    made = place / NAME
+    shutil.copytree(folder.path, made)
+    shutil.rmtree(made / "embeddings")
+    for scratch in made.glob("stages/encoding-*"):
+        shutil.rmtree(scratch)
+    return made
+
+
+def test_two_processes_equal_one_also_when_one_is_killed(
+    one: tuple[DatasetFolder, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """A killed worker takes its group down; another run fills what is missing."""
+    folder, wanted = one
+    whole = without_store(folder, tmp_path / "whole")
+    for process in pair(arguments(tmp_path / "whole"), tmp_path):
+        process.finish()
+    assert files(whole / "embeddings" / "tpad-tiny") == wanted
+    for first in (0, 1):  # either may be the one that dies
+        made = without_store(folder, tmp_path / f"killed-{first}")
+        command = arguments(made.parent)
+        group = pair(command, tmp_path)
+        killed = kill_once_a_shard_is_there(group[first].pid, group[first].poll, made)
+        if killed:
+            assert group[first].wait() == -signal.SIGKILL
+        for process in group:  # as torchrun does once one has died
+            process.kill()
+        for process in pair(command, tmp_path):
+            process.finish()
+        assert files(made / "embeddings" / "tpad-tiny") == wanted
+
+
+def test_torch_elastic_starts_the_group_again_after_a_kill(
+    one: tuple[DatasetFolder, dict[str, bytes]], tmp_path: Path
+) -> None:
+    folder, wanted = one
+    made = without_store(folder, tmp_path / "restarted")
+    process = launched(torchrun("--max_restarts", "3"), arguments(made.parent))
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        if any(stages.glob("encoding-*/*.npy")):
-            for worker in children(process.pid):
-                environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-                if b"RANK=1" in environment:
-                    os.kill(worker, signal.SIGKILL)
-                    return True
-        time.sleep(0.001)
+        second = [pid for pid in children(process.pid) if b"RANK=1" in environment(pid)]
+        if second and kill_once_a_shard_is_there(second[0], process.poll, made):
+            break
+    finish(process)
+    assert files(made / "embeddings" / "tpad-tiny") == wanted
+
+
+def kill_once_a_shard_is_there(worker: int, ended: Callable[[], int | None], made: Path) -> bool:
+    """Kill a worker in the middle of encoding; False if that was over before."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and ended() is None:
+        if any(made.glob("stages/encoding-*/*.npy")):
+            os.kill(worker, signal.SIGKILL)
+            return True
+        time.sleep(0.0005)
     return False
+
+
+def environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has just ended
+        return []
 
 
 def children(parent: int) -> list[int]:
@@ -214,29 +263,26 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid in listed]
 
 
-def test_an_update_by_two_processes_equals_one(tmp_path: Path) -> None:
-    folder = write_catalogue(tmp_path / "one")
-    finish(embed(tmp_path / "one", []))
+def test_an_update_by_two_processes_equals_one(
+    one: tuple[DatasetFolder, dict[str, bytes]], tmp_path: Path
+) -> None:
+    folder, _ = one
     lines = read_lines(folder.path / "items.jsonl")
     new = [{**line, "item_id": f"n{k}", "title": f"jug {k}"} for k, line in enumerate(lines)]
     write_lines(folder.path / "items.jsonl", sorted(lines + new, key=lambda x: x["item_id"]))
     shutil.copytree(folder.path, tmp_path / "two" / NAME)
-    for place, launcher in (("one", []), ("two", torchrun())):
-        command = [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", "embed"]
-        command += ["--dataset", NAME, "--data_path", str(tmp_path / place), "--update"]
-        done = subprocess.run(
-            [*command, "--generator", "tpad-tiny"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("24 new, 0 changed, 0 removed, 24 kept") == 1
-    one, two = (
+
+    def command(place: str) -> list[str]:
+        data = ["--dataset", NAME, "--data_path", str(tmp_path / place)]
+        return ["embed", *data, "--update", "--generator", "tpad-tiny"]
+
+    alone = Forked(command("one"), tmp_path / "alone")
+    alone.finish()
+    process = launched(torchrun(), command("two"))
+    finish(process)
+    assert alone.output.read_text().count("24 new, 0 changed, 0 removed, 24 kept") == 1
+    stores = [
         DatasetFolder.open(tmp_path / p, NAME).path / "embeddings" / "tpad-tiny"
         for p in ("one", "two")
-    )
-    assert files(one) == files(two)
+    ]
+    assert files(stores[0]) == files(stores[1])

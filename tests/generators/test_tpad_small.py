@@ -11,6 +11,7 @@ import pytest
 from small_tpad import content, kinds, run_record, stages
 from tiny_catalogue import write_catalogue
 
+from recbole_tpad.backbones import image_table
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
 from recbole_tpad.generators.embed import embed
@@ -77,6 +78,40 @@ def test_images_too(folder: DatasetFolder, encoders: Path) -> None:
     assert store.manifest.modalities == {"visual": VISION_WIDTH, "text": WIDTH}
     history = run_record(store)["stages"][1]["history"]
     assert {"loss_contrastive_visual", "loss_contrastive_text"} <= set(history[0])
+
+
+def test_another_run_decodes_no_image_again(
+    tmp_path: Path, encoders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {"image_encoder": str(encoders / "image")}
+    stores = []
+    for place in ("first", "fresh"):
+        folder = write_catalogue(tmp_path / place)
+        if place == "first":
+            run(folder, encoders, "other", backbone=images, seed=5, no_alignment=True)
+            assert list((folder.path / "stages").glob("vision-*/*.safetensors"))
+
+            def refuse(path: Path) -> Any:
+                raise AssertionError(f"{path} was decoded again")
+
+            monkeypatch.setattr(image_table, "read_image", refuse)
+        stores.append(run(folder, encoders, "again", backbone=images))
+        monkeypatch.undo()
+    first, fresh = (np.asarray(store.array("visual")) for store in stores)
+    np.testing.assert_array_equal(first, fresh)
+    assert content(stores[0]) == content(stores[1])
+
+
+def test_features_of_another_image_encoder_are_not_taken(tmp_path: Path, encoders: Path) -> None:
+    folder = write_catalogue(tmp_path)
+    plain = {"no_knowledge": True, "no_alignment": True}
+    image = {"image_encoder": str(encoders / "image")}
+    before = run(folder, encoders, "one", backbone=image, **plain)
+    write_image_encoder(tmp_path / "other", seed=3)
+    other = {"image_encoder": str(tmp_path / "other")}
+    after = run(folder, encoders, "two", backbone=other, **plain)
+    assert len(list((folder.path / "stages").glob("vision-*"))) == 2
+    assert not np.array_equal(before.array("visual"), after.array("visual"))
 
 
 def test_a_wrong_folder_is_named(folder: DatasetFolder, encoders: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_tpad.errors import InputError
-from recbole_tpad.store import ItemEmbeddings, Manifest, open_store, write_store
+from recbole_tpad.store import ItemEmbeddings, Manifest, open_store, shards, write_store
 from recbole_tpad.store.changes import MergedRows, catalogue_changes
 from recbole_tpad.store.shards import ShardFolder
 
@@ -65,9 +65,15 @@ def test_files_are_numpys_own(tmp_path: Path) -> None:
         *(np.array([], int), np.arange(7) % 2 == 0, np.arange(7)[::-1]),
     ],
 )
-def test_indexing_is_that_of_one_array(tmp_path: Path, key: Any) -> None:
+@pytest.mark.parametrize("few", [0, 8])
+def test_indexing_is_that_of_one_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Any, few: int
+) -> None:
+    """Whether rows are read by themselves (`few` 0: always) or from a map of their file."""
     array = make(tmp_path / "s").array("visual")
-    whole = np.asarray(array)
+    whole = np.concatenate([np.load(file) for file in array.files()])
+    np.testing.assert_array_equal(np.asarray(array), whole)
+    monkeypatch.setattr(shards, "_FEW", few)
     assert whole.dtype == array.dtype
     assert whole.shape == array.shape == (7, 3)
     np.testing.assert_array_equal(array[key], whole[key])

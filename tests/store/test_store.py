@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recbole_tpad.errors import InputError
-from recbole_tpad.store import ItemEmbeddings, open_store, write_store
+from recbole_tpad.store import ItemEmbeddings, item_embeddings, open_store, write_store
 
 IDS = ["a", "b", "c", "d"]
 
@@ -99,3 +99,28 @@ def test_what_is_not_a_store_is_named(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({"format": 99}))
     with pytest.raises(InputError, match="format 99"):
         open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize("known", [0, 1, 57])
+def test_lining_many_items_up_is_looking_each_of_them_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    rng = np.random.default_rng(known)
+    ids = sorted({"".join(rng.choice(list("aäß1☂"), size=rng.integers(1, 5))) for _ in range(80)})
+    store = make(tmp_path / "s", item_ids=ids, arrays={"text": rng.normal(size=(len(ids), 2))})
+    asked = [*rng.permutation(ids)[:known].tolist(), "zz", "z", *ids[:known:9], "zz"]
+    expected = [ids.index(i) if i in ids else -1 for i in asked]
+    assert store.find(asked).tolist() == expected
+    monkeypatch.setattr(item_embeddings, "_MANY", 0)
+    assert store.find(asked).tolist() == expected
+    assert store.find(np.array(asked)).tolist() == expected
+    assert store.find([]).tolist() == []
+
+
+def test_ids_with_equal_hashes_keep_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(tmp_path / "s")
+    monkeypatch.setattr(item_embeddings, "_MANY", 0)
+    monkeypatch.setattr(item_embeddings, "hash", lambda text: ord(text) // 2, raising=False)
+    assert store.find(["d", "c", "a", "b", "e", "y"]).tolist() == [3, 2, 0, 1, -1, -1]
