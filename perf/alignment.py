@@ -261,7 +261,10 @@ class Study:
             changes["no_alignment"] = feature == "tiny_k0"
             generator = make_generator("tpad-tiny", changes)
         encoded = generator.generate(self.dataset, self.work / "tiny", RunRecord())
-        arrays = [torch.from_numpy(a.astype(np.float32)) for a in encoded.arrays.values()]
+        arrays = [
+            torch.from_numpy(np.asarray(a[: a.shape[0]], dtype=np.float32))
+            for a in encoded.arrays.values()
+        ]
         return torch.cat([torch.nn.functional.normalize(a, dim=-1) for a in arrays], dim=1)
 
 
