@@ -59,7 +59,7 @@ ALIGNED: dict[str, dict[str, Any]] = {
     "k1_soft": {},
     "k1_soft_layers": {
         "trains": "layers",
-        "batch_size": 64,
+        "q_learning_rate": 1e-3,
         "loop": {"steps": 200, "learning_rate": 4e-4},
     },
     "k1_infonce_cosine": {**PAPER, "mi_lower": "infonce"},
