@@ -8,8 +8,10 @@ line of the output file, so a killed run goes on where it was, and files of seve
 joined; the settings are those of ``properties/generator/tpad-small.yaml`` and were chosen on the
 validation targets. Progress goes to stderr; the last line is JSON: one object per feature with
 ``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired bootstrap over
-users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in ``_cold`` never
-saw a tenth of the items in training sessions and are measured on targets among these.
+users and seeds), the same for NDCG@10, ``users``, and for K(1) ``hr10_kept_of_t``, the share of T's
+gain over the frozen encoder that it keeps, on their common seeds. Features whose name ends in
+``_cold`` never saw a tenth of the items in training sessions and are measured on targets among
+these.
 """
 
 from __future__ import annotations
@@ -323,8 +325,9 @@ def summary(
 ) -> dict[str, Any]:
     """One object per feature, with the differences from the frozen encoder and from K(0)."""
 
-    def values(feature: str, metric: str, cold: bool) -> np.ndarray:
-        rows = [e["test"] for (name, _), e in sorted(entries.items()) if name == feature]
+    def values(feature: str, metric: str, cold: bool, among: set[int] | None = None) -> np.ndarray:
+        own = {seed: e for (name, seed), e in entries.items() if name == feature}
+        rows = [own[s]["test"] for s in sorted(own if among is None else among)]
         found = gains(np.asarray(rows), metric)
         return found[:, is_cold] if cold else found
 
@@ -349,6 +352,12 @@ def summary(
                     if cold and other == "frozen":
                         base = values(other, metric, cold).mean()
                         row[f"{short}_frozen_same_targets"] = round(float(base), 4)
+            shared = {s for n, s in entries if n == feature and ("t_item", s) in entries}
+            if feature in ALIGNED and "frozen" in done and shared:
+                base = values("frozen", metric, False).mean()
+                kept = values(feature, metric, False, shared).mean() - base
+                gain = values("t_item", metric, False, shared).mean() - base
+                row[f"{short}_kept_of_t"] = round(float(kept / gain), 3)
         made[feature] = row
     return made
 
