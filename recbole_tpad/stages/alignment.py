@@ -173,7 +173,7 @@ def train_alignment(
         settings,
     )
     backbone.use("knowledge")
-    tower = backbone.trained_parameters("knowledge") if settings.train_tower else {}
+    tower = backbone.aligned_parameters() if settings.train_tower else {}
     trainable = Trainable(
         tower | _named_parameters("heads", aligned.heads),
         _named_parameters("q", aligned.q),

@@ -12,6 +12,7 @@ from recbole_tpad.stages.loop import Metrics
 
 States = Mapping[str, torch.Tensor]
 VANISHED = 0.02  # nats over all modalities: a vCLUB below this bounds nothing
+NEGATIVE = -1.0  # nats, mean over a tenth of the steps: q is far from fitted
 DEAD_VARIANCE = 1e-4
 SEEN_BY_PROBE = 0.05
 SATURATED = 0.9
@@ -71,7 +72,17 @@ def alignment_warnings(
     for step in history:
         if step.get("upper_vanished"):
             found.append(f"Alignment: {VERDICTS[step['upper_vanished']]}")
-    last = history[-max(1, len(history) // 10) :]
+    tenth = max(1, len(history) // 10)
+    last = history[-tenth:]
+    upper = [m["mi_upper"] for m in history if "mi_upper" in m]
+    means = [sum(upper[k : k + tenth]) / tenth for k in range(0, len(upper), tenth)]
+    lowest = min(means, default=0.0)
+    if lowest < NEGATIVE:
+        found.append(
+            f"Alignment: L_MIU was {lowest:.1f} nats over a tenth of the steps, and no mutual "
+            "information is negative: q does not keep up with w^L, and K may be spoilt. Lower "
+            "loop.learning_rate, or raise q_learning_rate or likelihood_steps."
+        )
     modalities = sum(1 for key in last[-1] if key.startswith("norm_")) or 1
     candidates = batch if marginals == "batch" else items
     bound = sum(m["mi_lower"] for m in last) / len(last) / modalities

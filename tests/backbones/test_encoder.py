@@ -26,6 +26,8 @@ from recbole_tpad.backbones.loading import load_backbone
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.data import DatasetFolder, Item
 from recbole_tpad.errors import InputError
+from recbole_tpad.stages.alignment import AlignmentSettings, train_alignment
+from recbole_tpad.stages.loop import LoopSettings
 
 CPU = torch.device("cpu")
 Make = Callable[..., EncoderBackbone]
@@ -155,6 +157,23 @@ def test_what_trains(make: Make, trained: str, expected: set[str]) -> None:
         assert layers.training == (trained != "head")
         assert not backbone.text.training
         assert not backbone.tower_layers("knowledge").training
+
+
+def test_stage_2b_trains_what_stage_1_does_unless_told_otherwise(
+    make: Make, dataset: DatasetFolder, tmp_path: Path
+) -> None:
+    assert set(make().aligned_parameters()) == set(make().trained_parameters("knowledge"))
+    backbone = make(encoder={"knowledge": "layers", "alignment": "head"})
+    inputs = backbone.inputs(dataset.items, CPU)
+    inputs.freeze()
+    before = {n: p.clone() for n, p in backbone.tower_parameters("knowledge").items()}
+    generator = torch.Generator().manual_seed(0)
+    teacher = {"text": torch.randn(len(dataset.items), WIDTH, generator=generator)}
+    settings = AlignmentSettings(LoopSettings(3), batch_size=8, projection=8)
+    train_alignment(backbone, inputs, teacher, settings, tmp_path / "c", 0)
+    after = backbone.tower_parameters("knowledge")
+    moved = {n for n, p in after.items() if not torch.equal(p, before[n])}
+    assert {n.split(".")[1] for n in moved} == {"heads", "answers"}
 
 
 def test_gradients_reach_what_trains_and_nothing_else(make: Make, dataset: DatasetFolder) -> None:
@@ -319,6 +338,7 @@ def test_the_files_it_depends_on(encoders: Path) -> None:
         ({"encoder": {"top_layers": 0}}, "top_layers must be at least 1"),
         ({"encoder": {"pooling": "max"}}, "unknown pooling 'max'"),
         ({"encoder": {"knowledge": "heads"}}, "Did you mean 'head'"),
+        ({"encoder": {"alignment": "layer"}}, "unknown alignment 'layer'. Did you mean 'layers'"),
         ({"encoder": {"dropout": 1.0}}, "dropout"),
         ({"encoder": {"poling": "cls"}}, "Did you mean 'pooling'"),
         ({"prompt": {"item_text": "{category}"}}, "The category is an answer"),

@@ -22,6 +22,7 @@ from recbole_tpad.generators.embed import plan_embedding
 from recbole_tpad.generators.encoder_plan import encoder_plan
 from recbole_tpad.generators.registry import merge
 from recbole_tpad.generators.tpad_plan import PlannedStages
+from recbole_tpad.stages.alignment import AlignmentSettings
 from recbole_tpad.stages.knowledge import KnowledgeSettings
 from recbole_tpad.stages.loop import LoopSettings
 from recbole_tpad.stages.transition import TransitionSettings
@@ -106,11 +107,12 @@ def test_an_encoder(folder: DatasetFolder, tmp_path: Path, images: bool) -> None
 
 def test_work_of_an_encoder_by_hand(folder: DatasetFolder, tmp_path: Path) -> None:
     text = write_text_encoder(tmp_path / "text", ["thing"])  # three layers, width 24
-    settings = BackboneSettings(kind="encoder", text_encoder=str(text), encoder={"head_width": 8})
+    encoder = {"head_width": 8, "alignment": "head"}
+    settings = BackboneSettings(kind="encoder", text_encoder=str(text), encoder=encoder)
     stages = PlannedStages(
         KnowledgeSettings(LoopSettings(7), batch_size=4),
         TransitionSettings(LoopSettings(5), pairs_per_step=6),
-        None,
+        AlignmentSettings(LoopSettings(3), batch_size=5),
     )
     found = encoder_plan(empty_encoder(settings, folder.items), stages, folder.items, "float32")
     loaded = load_encoder(settings, folder.items)
@@ -124,7 +126,8 @@ def test_work_of_an_encoder_by_hand(folder: DatasetFolder, tmp_path: Path) -> No
             "frozen layers": 2 * 2 * layer * tokens,
             "knowledge": 7 * 4 * 6 * (layer * mean + labels),
             "transition": 2 * layer * tokens + 5 * 6 * 2 * 6 * head,
-            "encoding": 2 * layer * tokens,
+            "alignment": 3 * 5 * 6 * (head + labels),
+            "encoding": 2 * 2 * layer * tokens,
         }
     )
 

@@ -68,6 +68,17 @@ def test_a_saturated_bound() -> None:
     assert not warned(history(0.97 * math.log(500)), mi_lower="soft")
 
 
+def test_an_upper_bound_far_below_zero() -> None:
+    def uppers(values: list[float]) -> list[Metrics]:
+        return [{**m, "mi_upper": v} for m, v in zip(history(1.0), values, strict=True)]
+
+    assert not warned(uppers([0.5] * 60))
+    assert not warned(uppers([0.5] * 59 + [-5.0]))  # one step says little
+    (words,) = warned(uppers([0.5] * 30 + [-9.0] * 6 + [0.0] * 24))
+    assert "-9.0 nats" in words
+    assert "q_learning_rate" in words
+
+
 def test_both_modalities_share_the_limit() -> None:
     steps: list[Metrics] = [{**m, "norm_visual": 1.0} for m in history(1.9 * math.log(500))]
     assert len(warned(steps)) == 1
