@@ -188,7 +188,8 @@ class ComposedBackbone(Backbone):
     def encode(self, batch: ComposedBatch) -> Encoded:
         """Summary states, and the answer loss where the batch holds answers."""
         head = self.language_model.get_output_embeddings()
-        if not torch.is_grad_enabled() and batch.prompts.plain:
+        # In training, gradient caching's pass without gradients must draw the dropout of the other.
+        if not (torch.is_grad_enabled() or self.training) and batch.prompts.plain:
             read = ReadPositions(self.language_model.get_base_model().get_decoder())
             with read.only(summary_columns(batch.prompts, self.readout)):
                 hidden = self.hidden(*batch)
