@@ -21,7 +21,13 @@ from recbole_tpad.generators.embed import (
     release_others,
     write_run,
 )
-from recbole_tpad.store import ItemEmbeddings, find_store, open_store, write_store
+from recbole_tpad.store import (
+    ItemEmbeddings,
+    find_store,
+    open_store,
+    store_path,
+    write_store,
+)
 from recbole_tpad.store.changes import CatalogueChanges, MergedRows, catalogue_changes
 from recbole_tpad.store.item_embeddings import Hashes
 
@@ -94,13 +100,24 @@ def update(data_path: str | Path, dataset: str, name: str) -> Update:
         InputError: no such store, a damaged one, one that no tower made, or a tower that is gone.
     """
     folder = DatasetFolder.open(data_path, dataset)
-    path = find_store(folder.path, name).path
+    path = _store(folder, name).path
     with one_writer(path):
         found = _catalogue(folder, open_store(path))
         if found.changes.nothing:
             return Update(found.store, found.changes, _drift(found), found.foreign_split)
         found.store.verify()
         return _apply(found)
+
+
+def _store(folder: DatasetFolder, name: str) -> ItemEmbeddings:
+    try:
+        return find_store(folder.path, name)
+    except InputError as error:
+        if store_path(folder.path, name).is_dir():
+            raise
+        raise InputError(
+            f"{error} --update goes on from a store that is there; make it without --update first."
+        ) from error
 
 
 def plan_update(data_path: str | Path, dataset: str, name: str) -> list[str]:
@@ -112,7 +129,7 @@ def plan_update(data_path: str | Path, dataset: str, name: str) -> list[str]:
     from recbole_tpad.generators.encoding_plan import plan_encoding
 
     folder = DatasetFolder.open(data_path, dataset)
-    found = _catalogue(folder, find_store(folder.path, name))
+    found = _catalogue(folder, _store(folder, name))
     items = [found.items[row] for row in found.changes.to_encode]
     store = found.store.manifest
     size = len(found.items) * sum(store.modalities.values()) * 2
