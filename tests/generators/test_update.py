@@ -218,7 +218,8 @@ def test_what_cannot_be_updated_is_refused(folder: DatasetFolder, tmp_path: Path
     embed(folder.path.parent, NAME, "random")
     with pytest.raises(InputError, match="'random', which has no tower"):
         update(folder.path.parent, NAME, "random")
-    with pytest.raises(InputError, match=r"No store 'smal'.*Did you mean 'small'.*without --update"):
+    absent = r"No store 'smal'.*Did you mean 'small'.*without --update"
+    with pytest.raises(InputError, match=absent):
         update(folder.path.parent, NAME, "smal")
     shutil.copytree(folder.path, tmp_path / "other" / "bazaar")
     (tmp_path / "other" / "bazaar" / "dataset.json").write_text('{"format": 1, "name": "bazaar"}')
