@@ -218,14 +218,15 @@ def _convert(
 ) -> ConversionSummary:
     rejections = RejectionLog(limit=options.max_rejected)
     truncated = options.allow_truncated
-    lines, source = read_reviews(
-        reviews, release, database, rejections, allow_truncated=truncated, exact=exact
-    )
-    # DuckDB's work on all cores, of which reading metadata keeps one busy at a time.
-    with database.beside(name_users):
-        metadata = read_metadata(
-            meta, release, database, rejections, allow_truncated=truncated, exact=exact
+    # DuckDB gets one thread: reading keeps two busy, and its rows must stay in the file's order.
+    with database.one_thread():
+        lines, source = read_reviews(
+            reviews, release, database, rejections, allow_truncated=truncated, exact=exact
         )
+        with database.beside(name_users):
+            metadata = read_metadata(
+                meta, release, database, rejections, allow_truncated=truncated, exact=exact
+            )
     counts = _read_counts(lines, metadata, rejections, database)
     funnel = Funnel(counts["reviews_read"])
     filter_reviews(database, options.filters, funnel)
