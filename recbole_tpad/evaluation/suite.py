@@ -50,8 +50,8 @@ class Suite:
         variants: by name.
         generators: by the name of a store the suite makes itself: ``generator`` (a preset or a YAML
             path) and the settings that differ from it.
-        reference: one of the item embeddings, which every other one of the same model is compared
-            with, beside the comparisons every suite has.
+        reference: one of the item embeddings, also of a variant's, which every other one of the
+            same row of models is compared with, beside the comparisons every suite has.
     """
 
     name: str
@@ -139,6 +139,8 @@ def read_suite(
             )
         model_config[model] = _mapping(name, f"model_config.{model}", keys)
         _refuse_reserved(f"Suite '{name}': 'model_config.{model}'", model_config[model])
+    variants = _variants(name, content.get("variants"), models, stores)
+    every = [*_stores(stores), *(s for v in variants.values() for s in v.item_embeddings)]
     return Suite(
         name=name,
         models=tuple(models),
@@ -146,9 +148,9 @@ def read_suite(
         seeds=_seeds(name, content.get("seeds", 3) if seeds is None else seeds),
         config=config,
         model_config=model_config,
-        variants=_variants(name, content.get("variants"), models, stores),
+        variants=variants,
         generators=_generators(name, content.get("generators")),
-        reference=_reference(name, content.get("reference"), stores),
+        reference=_reference(name, content.get("reference"), every),
     )
 
 
@@ -255,14 +257,14 @@ def _generators(suite: str, value: Any) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _reference(suite: str, value: Any, stores: list[str]) -> str | None:
+def _reference(suite: str, value: Any, stores: list[str | None]) -> str | None:
     if value is None:
         return None
-    named = [store for store in stores if store.lower() != "none"]
+    named = list(dict.fromkeys(store for store in stores if store is not None))
     if value not in named:
         raise InputError(
             f"Suite '{suite}': 'reference' must be one of its item_embeddings "
-            f"({', '.join(named) or 'there are none'}), not {value!r}.{nearest(str(value), named)}"
+            f"({', '.join(named) or 'it has none'}), not {value!r}.{nearest(str(value), named)}"
         )
     return str(value)
 

@@ -104,6 +104,12 @@ def test_variants_are_further_rows() -> None:
     assert "shuffle_history" not in runs[0].config
 
 
+def test_the_reference_may_occur_in_variants_only() -> None:
+    variant = {"item_embeddings": ["a", "b"], "config": {"embedding_kernel": True}}
+    suite = read_suite({"models": ["SASRec"], "variants": {"kernel": variant}, "reference": "b"})
+    assert suite.reference == "b"
+
+
 def test_models_with_several_tables_are_refused_with_embeddings() -> None:
     docs = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
     refused = {
@@ -163,7 +169,7 @@ def test_a_yaml_file(tmp_path: Path) -> None:
             {"models": ["A"], "item_embeddings": ["none", "full"], "reference": "ful"},
             "must be one of its item_embeddings (full), not 'ful'. Did you mean 'full'?",
         ),
-        ({"models": ["A"], "reference": "none"}, "(there are none), not 'none'"),
+        ({"models": ["A"], "reference": "none"}, "(it has none), not 'none'"),
         ({"models": ["A"], "generators": {"x": {"seed": 3}}}, "must name its 'generator'"),
     ],
 )
