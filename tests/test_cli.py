@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -230,3 +231,17 @@ def test_nothing_heavy_is_loaded_for_a_message(call: str) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_transformers_bars_stay_out_of_logs() -> None:
+    program = (
+        "from recbole_tpad.cli import main\n"
+        "main(['nothing'])\n"
+        "from transformers.utils import logging\n"
+        "raise SystemExit(logging.is_progress_bar_enabled())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [a for a in given[:own] if a != "--debug"] + given[own:]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and transformers
     # From peft's use of transformers; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     try:

@@ -75,9 +75,6 @@ def processes() -> Processes:
     Raises:
         InputError: a launcher asks for sharded parameters.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Processes()
     for variable, name in (
         ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
@@ -88,6 +85,9 @@ def processes() -> Processes:
                 "the whole base (docs/backbones.md says why). Use a plain multi-process "
                 "configuration (MULTI_GPU, MULTI_CPU)."
             )
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
     gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,4 +1,4 @@
-"""Progress bars are seen on a terminal and leave logs alone."""
+"""Progress is a bar on a terminal, and a line a minute in a log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
+
+from dataset_converters.progress import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = """
@@ -50,8 +53,30 @@ def test_only_a_terminal_shows_bars(wanted: bool) -> None:
     assert (b"counting" in shown) == (b"by hand" in shown) == wanted
 
 
-def test_a_log_stays_empty() -> None:
+def test_a_log_of_short_work_stays_empty() -> None:
     assert run(subprocess.PIPE, True) == b""
+
+
+def test_a_log_of_long_work_gets_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 100_000, 25))  # seconds; every look at the clock takes 25
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert list(progress(range(6), desc="counting", unit="item")) == list(range(6))
+    assert capsys.readouterr().err == (
+        "counting: 3 of 6 items, 01:15 so far, 01:15 left\n"
+        "counting: 6 of 6 items, 02:30 so far, 00:00 left\n"
+    )
+    with progress(total=4_000_000, initial=1_000_000, unit="B", unit_scale=True) as bar:
+        for _ in range(3):
+            bar.update(500_000)
+        bar.set_postfix(done=2)
+    assert capsys.readouterr().err == "progress: 2.50MB of 4.00MB, 01:15 so far, 01:15 left\n"
+    for row in progress(iter("abc"), desc="unsized"):
+        assert row
+    assert capsys.readouterr().err == "unsized: 3, 01:15 so far\n"
+    assert list(progress(range(9), wanted=False)) == list(range(9))
+    assert capsys.readouterr().err == ""
 
 
 def test_every_bar_is_made_here() -> None:

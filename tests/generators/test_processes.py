@@ -68,13 +68,17 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert (tmp_path / "two" / NAME / "embeddings" / "tpad-tiny" / "run.json").is_file()
 
 
-def test_sharded_parameters_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
+def test_sharded_parameters_are_refused(
+    count: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from recbole_tpad.errors import InputError
     from recbole_tpad.stages.processes import processes
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
     processes.cache_clear()
-    with pytest.raises(InputError, match="FSDP is asked for"):
+    with pytest.raises(InputError, match=f"{kind} is asked for"):
         processes()
     processes.cache_clear()
