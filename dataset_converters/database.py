@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset_converters.errors import InputError
 
-MEMORY = "256MB"
+MEMORY = "512MB"
 # Ours are passed when the connection opens: nothing may change them or load extensions later.
 _OFFLINE = {
     "autoinstall_known_extensions": False,

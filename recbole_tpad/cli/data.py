@@ -66,7 +66,7 @@ def _add_amazon_options(amazon: argparse.ArgumentParser) -> None:
     amazon.add_argument("--iterate_filters", action="store_true", help="filter until nothing goes")
     amazon.add_argument("--allow_truncated", action="store_true")
     amazon.add_argument("--max_rejected", type=float, default=0.01)
-    amazon.add_argument("--memory", default="256MB", help="of the database; the rest goes to disk")
+    amazon.add_argument("--memory", default="512MB", help="of the database; the rest goes to disk")
     amazon.add_argument("--exact", action="store_true", help="slower reading with the same result")
 
 
