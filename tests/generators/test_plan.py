@@ -96,7 +96,7 @@ def test_an_encoder(folder: DatasetFolder, tmp_path: Path, images: bool) -> None
         f"towers {sum(p.numel() for p in loaded.tower_parameters('knowledge').values()):,}",
         f"trains {sum(p.numel() for p in loaded.trained_parameters('knowledge').values()):,}",
         f"Items: 24, {22 if images else 0} with an image that is read, 24 with an answer",
-        "Steps: knowledge 5 x 64 items, transition 5 x 512 pairs, alignment 5 x 64 items",
+        "Steps: knowledge 5 x 64 items, transition 5 x 256 pairs, alignment 5 x 64 items",
     ):
         assert part in told
     assert ("image features" in lines[-1]) == images
