@@ -39,6 +39,7 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
         super().__init__(rows, disable=True, **how)
         sized = len(rows) if isinstance(rows, Sized) else None
         self.total = how.get("total", sized)
+        self.postfix = ""
         self._name = how.get("desc") or "progress"
         self._unit = how.get("unit", "")
         self._scaled = bool(how.get("unit_scale"))
@@ -68,7 +69,8 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
             if done > 0 and self.n <= self.total:
                 left = f", {tqdm.format_interval(passed * (self.total - self.n) / done)} left"
         unit = f" {self._unit}s" if self._unit and not self._scaled else ""
-        return f"{text}{unit}, {tqdm.format_interval(passed)} so far{left}"
+        told = f" ({self.postfix})" if self.postfix else ""
+        return f"{text}{unit}, {tqdm.format_interval(passed)} so far{left}{told}"
 
     def _amount(self, number: float) -> str:
         if self._scaled:

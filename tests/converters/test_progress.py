@@ -68,10 +68,11 @@ def test_a_log_of_long_work_gets_a_line_a_minute(
         "counting: 6 of 6 items, 02:30 so far, 00:00 left\n"
     )
     with progress(total=4_000_000, initial=1_000_000, unit="B", unit_scale=True) as bar:
+        bar.set_postfix(dead=2)
         for _ in range(3):
             bar.update(500_000)
-        bar.set_postfix(done=2)
-    assert capsys.readouterr().err == "progress: 2.50MB of 4.00MB, 01:15 so far, 01:15 left\n"
+    said = "progress: 2.50MB of 4.00MB, 01:15 so far, 01:15 left (dead=2)\n"
+    assert capsys.readouterr().err == said
     for row in progress(iter("abc"), desc="unsized"):
         assert row
     assert capsys.readouterr().err == "unsized: 3, 01:15 so far\n"
