@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_tpad.bridge.batches import list_field
 from recbole_tpad.bridge.checkpoints import read_checkpoint, save_checkpoint
+from recbole_tpad.bridge.scoring import rank_variants
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.cold_items import (
     ColdErrors,
@@ -24,17 +26,38 @@ from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# In units of the model's score, which for cross-entropy are nats.
+HISTORY_SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+_CHOICES = {
+    "kernel_weight": KERNEL_WEIGHTS,
+    "cooccurrence_weight": KERNEL_WEIGHTS,
+    "history_shift": HISTORY_SHIFTS,
+}
 _SESSIONS = 4000
 _ROWS = 256
+
+
+def check_adjustments(config: Any) -> None:
+    """Refuse, before training, what could not be chosen after it.
+
+    Raises:
+        InputError: own items are to be moved, and the ranking leaves them out.
+    """
+    if config["history_items"] == "calibrated" and config["mask_history"]:
+        raise InputError(
+            "history_items 'calibrated' moves a session's own items, and mask_history leaves them "
+            "out of the ranking. Drop one of the two keys."
+        )
 
 
 def fit_adjustments(
     config: Any, model: Any, trainer: Any, loaders: Any, *, saved: bool
 ) -> dict[str, float]:
-    """Choose the kernel's weight on validation, then the shift of cold items on training data.
+    """Choose kernels' weights and the shift of own items on validation, then that of cold items.
 
     Args:
-        config: keys ``kernel_weight`` and ``cold_share``, null for both: choose, estimate.
+        config: keys ``kernel_weight``, ``cooccurrence_weight``, ``history_shift`` and
+            ``cold_share``; null: choose, estimate.
         model: the trained model.
         trainer: its `SessionTrainer`.
         loaders: its data.
@@ -51,9 +74,8 @@ def fit_adjustments(
         return {}
     model.eval()
     chosen: dict[str, float] = {}
-    if found.kernel is not None:
-        chosen["kernel_weight"] = _kernel_weight(config, found, trainer, loaders.valid)
-        found.kernel_weight.fill_(chosen["kernel_weight"])
+    if found.terms:
+        chosen = _fit_weights(config, found, trainer, loaders.valid)
     if found.mode == "calibrated":
         train = loaders.train._dataset
         given = config["cold_share"]
@@ -80,22 +102,60 @@ def fit_adjustments(
     return chosen
 
 
-def _kernel_weight(config: Any, found: ScoreAdjustments, trainer: Any, valid: Any) -> float:
-    given = config["kernel_weight"]
-    if given not in (None, "auto"):
+def _fit_weights(
+    config: Any, found: ScoreAdjustments, trainer: Any, valid: Any
+) -> dict[str, float]:
+    """Set and return the weights: given ones as they are, the others chosen on validation.
+
+    One at a time, the others held, twice where there are several; of equal ones the first choice.
+    """
+    chosen: dict[str, float] = {}
+    free = []
+    for name in found.terms:
+        given = config[name]
+        if given in (None, "auto"):
+            free.append(name)
+            continue
         weight = float(given)
-        if not 0 <= weight < math.inf:
-            raise InputError(f"kernel_weight={given} must be 0 or more.")
-        return weight
-    best, best_score = 0.0, -math.inf
-    for weight in KERNEL_WEIGHTS:
-        found.kernel_weight.fill_(weight)
-        score = trainer._score(trainer._recbole_result(trainer.rank(valid)))
-        if not trainer.valid_metric_bigger:
-            score = -score
-        if score > best_score:
-            best, best_score = weight, score
-    return best
+        low = -math.inf if name == "history_shift" else 0.0
+        if not (low <= weight < math.inf and math.isfinite(weight)):
+            wanted = "a finite number" if name == "history_shift" else "0 or more"
+            raise InputError(f"{name}={given} must be {wanted}.")
+        chosen[name] = weight
+        getattr(found, name).fill_(weight)
+    sign = 1.0 if trainer.valid_metric_bigger else -1.0
+    for _ in range(min(2, len(free))):
+        for name in free:
+            weights = _CHOICES[name]
+            scores = _scores_by_weight(config, found, trainer, valid, name, weights)
+            # max keeps the first of equals.
+            best = max(range(len(weights)), key=lambda k: sign * scores[k])
+            chosen[name] = weights[best]
+            getattr(found, name).fill_(chosen[name])
+    return {name: chosen[name] for name in found.terms}
+
+
+def _scores_by_weight(
+    config: Any,
+    found: ScoreAdjustments,
+    trainer: Any,
+    valid: Any,
+    name: str,
+    weights: Sequence[float],
+) -> list[float]:
+    """Return the validation score under each weight; the model scores each row once."""
+    getattr(found, name).fill_(0.0)
+    field = list_field(config)
+
+    def weighted(scores: Tensor, batch: Any) -> Iterator[Tensor]:
+        term = found.term(name, batch[field])
+        for weight in weights:
+            yield torch.add(scores, term, alpha=weight)
+
+    rankings = rank_variants(
+        trainer.model, config, trainer.device, valid, weighted, variants=len(weights)
+    )
+    return [trainer._score(trainer._recbole_result(ranking)) for ranking in rankings]
 
 
 def _continues(train: Any, valid: Any) -> bool:

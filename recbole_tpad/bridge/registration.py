@@ -17,6 +17,7 @@ from recbole_tpad.bridge import shims
 from recbole_tpad.bridge.models import OUR_MODELS
 from recbole_tpad.errors import InputError
 from recbole_tpad.presets import properties_dir, read_preset, read_yaml
+from recbole_tpad.recommenders.score_adjustments import ADJUSTMENT_KEYS
 
 _PACKAGE = "recbole.model.sequential_recommender"
 _ABSENT = object()
@@ -144,9 +145,10 @@ def _with_ours(original: Any) -> Any:
         if hasattr(self, "for_json"):
             return  # ours; it reads its own layers
         internal, external = self.internal_config_dict, self.external_config_dict
-        if external.get("embedding_kernel") or external.get("cold_items", "score") != "score":
+        ignored = [k for k, v in ADJUSTMENT_KEYS.items() if external.get(k, v) not in (v, None)]
+        if ignored:
             raise InputError(
-                "RecBole's own run_recbole would ignore cold_items and embedding_kernel. "
+                f"RecBole's own run_recbole would ignore {' and '.join(ignored)}. "
                 "Call recbole_tpad.run_recbole, which takes the same arguments."
             )
         ours = model in OUR_MODELS

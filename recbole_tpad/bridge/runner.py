@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from recbole.utils import init_seed
 
-from recbole_tpad.bridge.adjustments import cold_rates, fit_adjustments
+from recbole_tpad.bridge.adjustments import check_adjustments, cold_rates, fit_adjustments
 from recbole_tpad.bridge.config import SessionConfig, parse_value
 from recbole_tpad.bridge.dataset import Loaders, load_data
 from recbole_tpad.bridge.examples import example_sessions
@@ -210,6 +210,7 @@ def evaluate_saved_run(
 
 
 def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
+    check_adjustments(config)
     seed = int(config["seed"])
     init_seed(seed, config["reproducibility"])
     loaders = load_data(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,10 @@ from recbole_tpad.progress import progress
 _BYTES_A_PLACE = 4096
 
 
-@torch.no_grad()
+# Further copies of a batch's scores where each is ranked in several variants.
+_VARIANTS_SHARE = 0.6
+
+
 def rank_part(
     model: Any, config: Any, device: torch.device, eval_data: Any, show_progress: bool = False
 ) -> Ranking:
@@ -49,6 +52,32 @@ def rank_part(
         EvaluationError: NaN scores, or the same score for all items in every row.
         InputError: the model cannot score, or the loader samples candidates.
     """
+    (found,) = rank_variants(model, config, device, eval_data, None, show_progress=show_progress)
+    return found
+
+
+@torch.no_grad()
+def rank_variants(
+    model: Any,
+    config: Any,
+    device: torch.device,
+    eval_data: Any,
+    change: Callable[[Tensor, Any], Iterator[Tensor]] | None,
+    *,
+    variants: int = 1,
+    show_progress: bool = False,
+) -> list[Ranking]:
+    """Rank as `rank_part` does under several changes of the same scores, which are computed once.
+
+    Args:
+        model, config, device, eval_data, show_progress: see `rank_part`.
+        change: called with a batch's scores, (B, n_items), and the batch; yields `variants` new
+            tensors like the scores. None ranks the scores themselves.
+        variants: how many.
+
+    Returns:
+        A ranking for each variant.
+    """
     if not isinstance(eval_data, FullSortEvalDataLoader):
         raise InputError(
             "eval_args: mode samples candidates; results here are full rankings. Leave mode out."
@@ -59,12 +88,13 @@ def rank_part(
     order = np.arange(len(rows_of))
     if config["trim_padding"] is not False:
         order = np.argsort(rows_of[config["ITEM_LIST_LENGTH_FIELD"]].numpy(), kind="stable")
-    ranks = np.zeros(len(order), dtype=np.int64)
-    constant = np.zeros(len(order), dtype=np.bool_)
+    ranks = np.zeros((variants, len(order)), dtype=np.int64)
+    constant = np.zeros((variants, len(order)), dtype=np.bool_)
     order_of = torch.Generator().manual_seed(int(config["seed"]))
     ranked = target_ranks if config["rank_by_counting"] is not False else sorted_ranks
+    share = 1.0 if change is None else _VARIANTS_SHARE
     for rows in progress(
-        list(evaluation_batches(config, order, dataset.item_num)),
+        list(evaluation_batches(config, order, dataset.item_num, share)),
         desc="Ranking",
         wanted=show_progress,
         delay=0,
@@ -73,11 +103,17 @@ def rank_part(
         if config["shuffle_history"]:
             interaction = shuffled(config, interaction, order_of)
         scores = scores_of(model, config, interaction, dataset.item_num)
+        targets = interaction[config["ITEM_ID_FIELD"]]
         history = interaction[list_field(config)] if config["mask_history"] else None
-        found, same = ranked(scores, interaction[config["ITEM_ID_FIELD"]], history)
-        ranks[rows], constant[rows] = found.cpu().numpy(), same.cpu().numpy()
-    refuse_constant(constant, str(config["model"]))
-    return Ranking(ranks, rows_of[dataset.iid_field].numpy(), rows_of[dataset.uid_field].numpy())
+        changed = iter((scores,)) if change is None else change(scores, interaction)
+        for variant, own in enumerate(changed):
+            found, same = ranked(own, targets, history)
+            ranks[variant, rows] = found.cpu().numpy()
+            constant[variant, rows] = same.cpu().numpy()
+    for alike in constant:
+        refuse_constant(alike, str(config["model"]))
+    targets, sessions = (rows_of[f].numpy() for f in (dataset.iid_field, dataset.uid_field))
+    return [Ranking(found, targets, sessions) for found in ranks]
 
 
 @torch.no_grad()
@@ -107,9 +143,9 @@ def request_milliseconds(
     return 1000 * statistics.median(times[1:])
 
 
-def evaluation_batches(config: Any, order: Any, n_items: int) -> Iterator[Any]:
-    """Cut the rows of `order` into batches whose scores fit into the memory budget."""
-    budget = config["rank_memory_mb"] or 512
+def evaluation_batches(config: Any, order: Any, n_items: int, share: float = 1.0) -> Iterator[Any]:
+    """Cut the rows of `order` into batches whose scores fit into a share of the memory budget."""
+    budget = share * (config["rank_memory_mb"] or 512)
     size = rows_per_batch(n_items, budget, int(config["eval_batch_size"]))
     for start in range(0, len(order), size):
         yield order[start : start + size]

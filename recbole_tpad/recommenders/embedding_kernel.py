@@ -1,4 +1,4 @@
-"""Co-occurrence smoothed over similar items: a second opinion on any model's scores."""
+"""Co-occurrence, plain or smoothed over similar items: a second opinion on any model's scores."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ class EmbeddingKernel:
         temperature: float,
         neighbours: int,
     ) -> None:
-        self.n_items = len(rows)
         # Two factors: their product would have some neighbours times as many entries.
         kernel = similarity_kernel(rows, trained, temperature, neighbours)
         self._kernel: Any = kernel.astype(np.float32)
-        self._counts: Any = cooccurrence_counts(sessions, self.n_items).astype(np.float32)
+        self._counts: Any = cooccurrence_counts(sessions, len(rows)).astype(np.float32)
 
     def log_scores(self, item_seq: Tensor) -> Tensor:
         """Return log(1 + n · p(j | context)), (B, n_items): 0 where nothing is known.
@@ -53,18 +52,47 @@ class EmbeddingKernel:
         Args:
             item_seq: item ids, 0 for padding, (B, L).
         """
-        rows, columns = torch.nonzero(item_seq != 0, as_tuple=True)
-        context = item_seq[rows, columns].cpu().numpy()
-        members = sparse.csr_matrix(
-            (np.ones(len(context), dtype=np.float32), (rows.cpu().numpy(), context)),
-            shape=(item_seq.shape[0], self.n_items),
-        )
-        mass = (members @ self._counts @ self._kernel).toarray()
-        total = mass.sum(axis=1, keepdims=True)
-        # In place: rows × items is what evaluation has a budget for. A row of zeros stays.
-        np.divide(mass, total, out=mass, where=total > 0)
-        mass *= self.n_items
-        return torch.from_numpy(np.log1p(mass, out=mass)).to(item_seq.device)
+        partners = _members(item_seq, self._counts.shape[0]) @ self._counts
+        return _log_shares(partners @ self._kernel, item_seq)
+
+
+class CooccurrenceKernel:
+    """`EmbeddingKernel` with K = I: counts alone, for models without item embeddings too.
+
+    Args:
+        sessions: item ids of each training session.
+        n_items: N, including the padding id 0.
+    """
+
+    def __init__(self, sessions: Sequence[Ids], n_items: int) -> None:
+        self._counts: Any = cooccurrence_counts(sessions, n_items).astype(np.float32)
+
+    def log_scores(self, item_seq: Tensor) -> Tensor:
+        """Return log(1 + n · p(j | context)), (B, n_items): 0 where nothing is known.
+
+        Args:
+            item_seq: item ids, 0 for padding, (B, L).
+        """
+        return _log_shares(_members(item_seq, self._counts.shape[0]) @ self._counts, item_seq)
+
+
+def _members(item_seq: Tensor, n_items: int) -> Any:
+    """Return how often each item stands in each context, sparse, (B, n_items)."""
+    rows, columns = torch.nonzero(item_seq != 0, as_tuple=True)
+    context = item_seq[rows, columns].cpu().numpy()
+    ones = np.ones(len(context), dtype=np.float32)
+    return sparse.csr_matrix(
+        (ones, (rows.cpu().numpy(), context)), shape=(item_seq.shape[0], n_items)
+    )
+
+
+def _log_shares(masses: Any, item_seq: Tensor) -> Tensor:
+    mass = masses.toarray()
+    total = mass.sum(axis=1, keepdims=True)
+    # In place: rows × items is what evaluation has a budget for. A row of zeros stays.
+    np.divide(mass, total, out=mass, where=total > 0)
+    mass *= mass.shape[1]
+    return torch.from_numpy(np.log1p(mass, out=mass)).to(item_seq.device)
 
 
 def similarity_kernel(

@@ -1,7 +1,8 @@
-"""Changes to a finished model's scores: a co-occurrence kernel, and a shift of cold items."""
+"""Changes to a finished model's scores: co-occurrence kernels, own items, cold items."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -10,35 +11,69 @@ import torch
 from torch import Tensor, nn
 
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.recommenders.embedding_kernel import EmbeddingKernel
+from recbole_tpad.recommenders.embedding_kernel import CooccurrenceKernel, EmbeddingKernel
 from recbole_tpad.recommenders.item_features import Settings, load_item_features
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 COLD_MODES = ("score", "calibrated", "exclude")
+HISTORY_MODES = ("score", "calibrated")
+# Keys that RecBole's own line would ignore, with the value that asks for nothing.
+ADJUSTMENT_KEYS: Mapping[str, Any] = {
+    "cold_items": "score",
+    "history_items": "score",
+    "embedding_kernel": False,
+    "cooccurrence_kernel": False,
+}
 
 
 class ScoreAdjustments(nn.Module):
-    """score + kernel_weight · kernel, and cold items shifted or left out.
+    """score + Σ weight · kernel + shift of the session's own items; cold items shifted or left out.
 
-    Weight and shift are 0 until they are fitted after training; they are kept in checkpoints.
+    Weights and shifts are 0 until they are fitted after training; they are kept in checkpoints.
 
-    Attributes:
+    Args:
+        cold: items without a training interaction, (n_items,), padding left out.
         mode: ``score`` leaves cold items as they are, ``calibrated`` adds `cold_shift` to their
             scores, ``exclude`` makes them −inf.
-        kernel: None where ``embedding_kernel`` is off.
-        cold: items without a training interaction, (n_items,), padding left out.
+        kernels: by the name of their weight, ``kernel_weight`` or ``cooccurrence_weight``.
+        own_items: add ``history_shift`` to the scores of items that are in the context.
+
+    Attributes:
+        terms: names of the weights above that are in use; each is a buffer, ().
     """
 
     kernel_weight: Tensor
     cold_shift: Tensor
     cold: Tensor
 
-    def __init__(self, cold: Tensor, mode: str, kernel: EmbeddingKernel | None) -> None:
+    def __init__(
+        self,
+        cold: Tensor,
+        mode: str,
+        kernels: Mapping[str, EmbeddingKernel | CooccurrenceKernel],
+        own_items: bool = False,
+    ) -> None:
         super().__init__()
-        self.mode, self.kernel = mode, kernel
-        self.register_buffer("kernel_weight", torch.zeros(()))
-        self.register_buffer("cold_shift", torch.zeros(()))
+        self.mode, self.kernels = mode, dict(kernels)
+        self.terms = (*self.kernels, "history_shift") if own_items else tuple(self.kernels)
+        # The first two always, the others in use only: checkpoints written before they existed.
+        for name in dict.fromkeys(("kernel_weight", "cold_shift", *self.terms)):
+            self.register_buffer(name, torch.zeros(()))
         self.register_buffer("cold", cold, persistent=False)
+
+    def term(self, name: str, item_seq: Tensor) -> Tensor:
+        """Return what the weight `name` multiplies, (B, n_items).
+
+        Args:
+            name: one of `terms`.
+            item_seq: context, 0 for padding, (B, L).
+        """
+        if name in self.kernels:
+            return self.kernels[name].log_scores(item_seq)
+        own = torch.zeros(item_seq.shape[0], len(self.cold), device=item_seq.device)
+        own.scatter_(1, item_seq, 1.0)  # once, however often an item occurs
+        own[:, 0] = 0.0
+        return own
 
     def forward(self, scores: Tensor, item_seq: Tensor) -> Tensor:
         """Return the adjusted scores, (B, n_items).
@@ -47,11 +82,13 @@ class ScoreAdjustments(nn.Module):
             scores: the model's, (B, n_items).
             item_seq: context, 0 for padding, (B, L).
         """
-        weight, shift = float(self.kernel_weight), float(self.cold_shift)
-        if self.kernel is not None and weight:
-            scores = torch.add(scores, self.kernel.log_scores(item_seq), alpha=weight)
+        for name in self.terms:
+            weight = float(getattr(self, name))
+            if weight:
+                scores = torch.add(scores, self.term(name, item_seq), alpha=weight)
         if self.mode == "exclude":
             return scores.masked_fill(self.cold, float("-inf"))
+        shift = float(self.cold_shift)
         return scores + shift * self.cold.to(scores.dtype) if shift else scores
 
 
@@ -60,39 +97,55 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
 
     Args:
         model: a RecBole sequential model with full ranking.
-        config: keys ``cold_items``, ``embedding_kernel``, ``kernel_temperature``,
-            ``kernel_neighbours``, and ``item_embeddings`` for what needs them.
+        config: keys ``cold_items``, ``history_items``, ``embedding_kernel``,
+            ``cooccurrence_kernel``, ``kernel_temperature``, ``kernel_neighbours``,
+            and ``item_embeddings`` for what needs them.
         dataset: RecBole's built training data set.
 
     Returns:
         The new module ``model.score_adjustments``, or None where the keys ask for nothing.
 
     Raises:
-        InputError: bad values, or a kernel or a calibration without item embeddings.
+        InputError: bad values, or a kernel or a calibration without the item embeddings it needs.
     """
     config = Settings(config)
-    mode, wanted = str(config["cold_items"]), bool(config["embedding_kernel"])
-    if mode not in COLD_MODES:
-        raise InputError(
-            f"cold_items='{mode}' is unknown.{nearest(mode, COLD_MODES)} "
-            f"Known: {', '.join(COLD_MODES)}."
-        )
-    if mode == "score" and not wanted:
-        return None
     name = type(model).__name__
+    mode = _mode(config, "cold_items", COLD_MODES)
+    own_items = _mode(config, "history_items", HISTORY_MODES) == "calibrated"
+    wanted, counted = bool(config["embedding_kernel"]), bool(config["cooccurrence_kernel"])
+    if mode == "score" and not (own_items or wanted or counted):
+        return None
     if config["item_embeddings"] is None and (wanted or mode == "calibrated"):
         key = "embedding_kernel" if wanted else "cold_items 'calibrated'"
-        raise InputError(f"{key} needs item_embeddings; {name} runs without.")
-    if wanted and name == "CoOccurrence":
-        raise InputError("CoOccurrence has a kernel of its own; leave embedding_kernel out.")
+        instead = " cooccurrence_kernel needs none." if wanted else ""
+        raise InputError(f"{key} needs item_embeddings; {name} runs without.{instead}")
+    if name == "CoOccurrence" and (wanted or counted):
+        key = "embedding_kernel" if wanted else "cooccurrence_kernel"
+        raise InputError(f"CoOccurrence has a kernel of its own; leave {key} out.")
     trained = training_item_counts(dataset) > 0
     cold = torch.from_numpy(~trained)
     cold[0] = False
-    kernel = _build_kernel(config, dataset, trained) if wanted else None
-    found = ScoreAdjustments(cold, mode, kernel).to(next(model.parameters()).device)
+    kernels: dict[str, EmbeddingKernel | CooccurrenceKernel] = {}
+    if wanted:
+        kernels["kernel_weight"] = _build_kernel(config, dataset, trained)
+    if counted:
+        kernels["cooccurrence_weight"] = CooccurrenceKernel(
+            training_sessions(dataset)[1], dataset.item_num
+        )
+    device = next(model.parameters()).device
+    found = ScoreAdjustments(cold, mode, kernels, own_items).to(device)
     model.score_adjustments = found
     model.__class__ = _adjusted(model.__class__)
     return found
+
+
+def _mode(config: Settings, key: str, known: tuple[str, ...]) -> str:
+    mode = str(config[key])
+    if mode not in known:
+        raise InputError(
+            f"{key}='{mode}' is unknown.{nearest(mode, known)} Known: {', '.join(known)}."
+        )
+    return mode
 
 
 def _build_kernel(config: Any, dataset: Any, trained: Any) -> EmbeddingKernel:

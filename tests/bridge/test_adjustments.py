@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny_data import write_data_set
 
-from recbole_tpad.bridge.adjustments import KERNEL_WEIGHTS
+from recbole_tpad.bridge.adjustments import HISTORY_SHIFTS, KERNEL_WEIGHTS
 from recbole_tpad.bridge.runner import load_run, run
+from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
 from recbole_tpad.store import write_store
 
@@ -49,10 +50,56 @@ def test_the_kernels_weight_is_chosen_on_validation_and_kept(quick: dict[str, An
     _, model, loaders = load_run(str(result.checkpoint))
     rows = loaders.test.collate_fn(np.arange(8))[0]
     adjusted = model.full_sort_predict(rows)
-    kernel = model.score_adjustments.kernel.log_scores(rows["item_id_list"])
+    kernel = model.score_adjustments.term("kernel_weight", rows["item_id_list"])
     model.score_adjustments.kernel_weight.zero_()
     torch.testing.assert_close(adjusted, model.full_sort_predict(rows) + weight * kernel)
     assert float(kernel.max()) > 0
+
+
+def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any]) -> None:
+    keys = {**quick, "model": "GRU4Rec", "epochs": 1}
+    both = {**keys, "cooccurrence_kernel": True, "history_items": "calibrated"}
+    result = run(both, saved=True)
+    weight, shift = (result.adjustments[k] for k in ("cooccurrence_weight", "history_shift"))
+    assert weight in KERNEL_WEIGHTS[1:]
+    assert shift in HISTORY_SHIFTS
+
+    # The choice against a whole run for each weight: no other one is better on validation.
+    def validated(**given: float) -> float:
+        config, model, loaders = load_run(str(result.checkpoint))
+        for name, value in given.items():
+            getattr(model.score_adjustments, name).fill_(value)
+        ranks = SessionTrainer(config, model).rank(loaders.valid).ranks
+        return float(((ranks <= 10) / np.log2(ranks + 1)).mean())
+
+    chosen = validated()
+    assert chosen == max(validated(cooccurrence_weight=w) for w in KERNEL_WEIGHTS)
+    assert chosen == max(validated(history_shift=s) for s in HISTORY_SHIFTS)
+    assert chosen > validated(cooccurrence_weight=0.0, history_shift=0.0)
+
+    fixed = run({**both, "cooccurrence_weight": weight, "history_shift": shift})
+    np.testing.assert_array_equal(fixed.ranks, result.ranks)
+    _, model, loaders = load_run(str(result.checkpoint))
+    rows = loaders.test.collate_fn(np.arange(8))[0]
+    model.score_adjustments.history_shift.fill_(-3.0)
+    moved = model.full_sort_predict(rows)
+    model.score_adjustments.history_shift.zero_()
+    expected = model.full_sort_predict(rows)
+    for row, items in enumerate(rows["item_id_list"].tolist()):
+        for item in {*items} - {0}:
+            expected[row, item] -= 3.0
+    torch.testing.assert_close(moved, expected)
+
+
+def test_a_shift_of_own_items_far_below_is_a_masked_history(quick: dict[str, Any]) -> None:
+    keys = {**quick, "model": "GRU4Rec", "epochs": 1}
+    shifted = run({**keys, "history_items": "calibrated", "history_shift": -1e6}, saved=True)
+    masked = run({**keys, "mask_history": True})
+    _, _, loaders = load_run(str(shifted.checkpoint))
+    test = loaders.test._dataset.inter_feat
+    new = ~(test["item_id_list"] == test["item_id"][:, None]).any(dim=1).numpy()
+    assert new.any()
+    np.testing.assert_array_equal(masked.ranks[new], shifted.ranks[new])
 
 
 @pytest.mark.usefixtures("content")
@@ -97,6 +144,11 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
         ({"cold_items": "calibratd", "item_embeddings": "circle"}, "Did you mean 'calibrated'"),
         ({"cold_items": "calibrated"}, "needs item_embeddings"),
         ({"embedding_kernel": True}, "embedding_kernel needs item_embeddings"),
+        ({"history_items": "calibratd"}, "Did you mean 'calibrated'"),
+        ({"history_items": "calibrated", "mask_history": True}, "Drop one of the two keys"),
+        ({"history_items": "calibrated", "history_shift": float("nan")}, "a finite number"),
+        ({"cooccurrence_kernel": True, "cooccurrence_weight": -1.0}, "cooccurrence_weight"),
+        ({"cooccurrence_kernel": True, "model": "CoOccurrence"}, "leave cooccurrence_kernel out"),
         (
             {"embedding_kernel": True, "kernel_temperature": 0.0, "item_embeddings": "circle"},
             "kernel_temperature",

@@ -353,11 +353,15 @@ def test_what_recbole_itself_would_ignore_is_refused(shop: Path, tmp_path: Path)
         recbole_tpad.register()
         from recbole.config import Config
         from recbole_tpad.errors import InputError
-        for keys in ({"cold_items": "exclude"}, {"embedding_kernel": True}):
+        for keys in (
+            {"cold_items": "exclude"},
+            {"embedding_kernel": True},
+            {"history_items": "calibrated", "cooccurrence_kernel": True},
+        ):
             try:
                 Config("DIMO", "shop", config_dict=keys)
             except InputError as error:
-                assert "would ignore cold_items and embedding_kernel" in str(error)
+                assert f"would ignore {' and '.join(keys)}." in str(error)
             else:
                 raise AssertionError(keys)
         print("done")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_tpad.recommenders.embedding_kernel import EmbeddingKernel, similarity_kernel
+from recbole_tpad.recommenders.embedding_kernel import (
+    CooccurrenceKernel,
+    EmbeddingKernel,
+    similarity_kernel,
+)
 
 N = 9
 SESSIONS = [np.array(s) for s in ([1, 2, 3], [2, 4], [5, 1, 2, 1], [6, 7])]
@@ -46,9 +50,13 @@ def test_the_kernel_and_its_scores_equal_loops() -> None:
     assert scores[:2, 8].max() > 0  # but it can be reached
 
 
-def test_a_cold_kernel_is_plain_cooccurrence() -> None:
-    context = torch.tensor([[2, 0]])
-    scores = EmbeddingKernel(SESSIONS, ROWS, TRAINED, 1e-3, N).log_scores(context)[0].numpy()
+def test_plain_cooccurrence_and_a_cold_kernel_are_one() -> None:
+    context = torch.tensor([[2, 0], [8, 0]])
     # Item 2's partners: 1 twice in one session and once in another, 3, 4, 5 once each.
-    share = np.array([0, 3, 0, 1, 1, 1, 0, 0, 0]) / 6
-    np.testing.assert_allclose(scores, np.log1p(N * share), atol=1e-4)
+    share = np.array([[0, 3, 0, 1, 1, 1, 0, 0, 0], [0] * N]) / 6
+    for kernel in (
+        CooccurrenceKernel(SESSIONS, N),
+        EmbeddingKernel(SESSIONS, ROWS, TRAINED, 1e-3, N),
+    ):
+        scores = kernel.log_scores(context).numpy()
+        np.testing.assert_allclose(scores, np.log1p(N * share), atol=1e-4)
