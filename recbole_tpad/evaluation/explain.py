@@ -25,7 +25,8 @@ class ExplainedItem:
 
     Attributes:
         rank: 1 is best.
-        score: the logit, id_share + modality_share.
+        score: id_share + modality_share, the logit, + adjustment.
+        adjustment: what kernels and shifts add to the logit (`ScoreAdjustments`).
         sentence: the reason in words, with titles.
     """
 
@@ -35,6 +36,7 @@ class ExplainedItem:
     score: float
     id_share: float
     modality_share: float
+    adjustment: float
     reason: str
     context_item: str
     shared_sessions: int
@@ -121,7 +123,8 @@ def _explain_batch(
     model: DIMO, batch: Any, top: int, session_token: Any, item_token: Any, titles: list[str]
 ) -> list[ExplainedSession]:
     item_seq, lengths = batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN]
-    best = model.full_sort_predict(batch).topk(min(top, model.n_items - 1), dim=1).indices
+    scores, best = model.full_sort_predict(batch).topk(min(top, model.n_items - 1), dim=1)
+    adjusted = hasattr(model, "score_adjustments")
     repeat = best.shape[1]
     reasons = model.explain(
         item_seq.repeat_interleave(repeat, 0), lengths.repeat_interleave(repeat), best.flatten()
@@ -130,7 +133,14 @@ def _explain_batch(
     for row, items in enumerate(best.tolist()):
         context = item_seq[row, : int(lengths[row])].tolist()
         explained = tuple(
-            _explained(rank, item, reasons[row * repeat + rank], item_token, titles)
+            _explained(
+                rank,
+                item,
+                float(scores[row, rank]) if adjusted else None,
+                reasons[row * repeat + rank],
+                item_token,
+                titles,
+            )
             for rank, item in enumerate(items)
         )
         found.append(
@@ -146,8 +156,14 @@ def _explain_batch(
 
 
 def _explained(
-    rank: int, item: int, why: Explanation, item_token: Any, titles: list[str]
+    rank: int,
+    item: int,
+    adjusted: float | None,
+    why: Explanation,
+    item_token: Any,
+    titles: list[str],
 ) -> ExplainedItem:
+    logit = why.id_share + why.modality_share
     other = titles[why.context_item]
     if why.reason == "bought together":
         times = "once" if why.shared_sessions == 1 else f"{why.shared_sessions} times"
@@ -162,9 +178,10 @@ def _explained(
         rank=rank + 1,
         item_id=str(item_token[item]),
         title=titles[item],
-        score=why.id_share + why.modality_share,
+        score=logit if adjusted is None else adjusted,
         id_share=why.id_share,
         modality_share=why.modality_share,
+        adjustment=0.0 if adjusted is None else adjusted - logit,
         reason=why.reason,
         context_item=str(item_token[why.context_item]),
         shared_sessions=why.shared_sessions,

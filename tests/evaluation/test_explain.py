@@ -74,6 +74,42 @@ def test_shares_sum_to_the_models_scores_and_reasons_are_true(
                 assert together > 0
 
 
+def test_what_adjustments_add_is_said_beside_the_shares(
+    saved: tuple[DatasetFolder, str], tmp_path: Path
+) -> None:
+    folder, plain = saved
+    keys = {
+        **KEYS,
+        "dataset": folder.name,
+        "data_path": str(folder.path.parent),
+        "checkpoint_dir": str(tmp_path),
+        "model": "DIMO",
+        "item_embeddings": "random",
+        "cooccurrence_kernel": True,
+        "cooccurrence_weight": 2.0,
+        "history_items": "calibrated",
+        "history_shift": -3.0,
+    }
+    checkpoint = str(run(keys, saved=True).checkpoint)
+    _, model, loaders = load_run(checkpoint)
+    batch = loaders.test.collate_fn(np.arange(6))[0]
+    with torch.no_grad():
+        best = model.full_sort_predict(batch).topk(3)
+        counts = model.score_adjustments.term("cooccurrence_weight", batch["item_id_list"])
+    added = set()
+    for row, session in enumerate(explain_sessions(checkpoint, 6, top=3)):
+        for place, item in enumerate(session.items):
+            expected = 2.0 * float(counts[row, best.indices[row, place]])
+            expected -= 3.0 * (item.item_id in session.context)
+            assert item.adjustment == pytest.approx(expected, abs=1e-4)
+            assert item.score == pytest.approx(float(best.values[row, place]), abs=1e-4)
+            shares = item.id_share + item.modality_share + item.adjustment
+            assert item.score == pytest.approx(shares, abs=1e-4)
+            added.add(round(item.adjustment, 3))
+    assert len(added) > 1
+    assert all(i.adjustment == 0 for s in explain_sessions(plain, 2) for i in s.items)
+
+
 def test_scores_of_a_batch_stay_within_the_budget(
     saved: tuple[DatasetFolder, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
