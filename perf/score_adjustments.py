@@ -4,7 +4,8 @@ Usage: ``python perf/score_adjustments.py --data_path dataset --dataset cellphon
 sessions --rows DIMO CoOccurrence --seeds 3 --output rows.jsonl``. A row is MODEL, MODEL:STORE or
 MODEL:STORE:FUSION. Each is trained once a seed; the test part is then ranked by its scores alone,
 with each adjustment that it can take (``counts``: cooccurrence_kernel, ``kernel``:
-embedding_kernel, ``own``: history_items) and with all of them, weights chosen on the validation
+embedding_kernel, ``similar``: similarity_kernel, ``own``: history_items), with ``counts`` and
+``similar``, and with all of them, weights chosen on the validation
 part. Profile ``sessions`` has the settings of perf/session_models.py and keeps a session's own
 items in the ranking, ``sequences`` those of perf/fusions.py and leaves them out. Finished lines are
 kept in the output file, so a killed run goes on where it was.
@@ -51,7 +52,12 @@ PROFILES: dict[str, dict[str, Any]] = {
     "sequences": {"epochs": 60, **fusions.KEYS},
 }
 SIZES = ("hidden_size", "inner_size", "n_layers", "n_heads")  # of fusions.KEYS, for SASRec
-WEIGHTS = {"counts": "cooccurrence_weight", "kernel": "kernel_weight", "own": "history_shift"}
+WEIGHTS = {
+    "counts": "cooccurrence_weight",
+    "similar": "similarity_weight",
+    "kernel": "kernel_weight",
+    "own": "history_shift",
+}
 
 
 def keys_of(row: str, profile: str) -> dict[str, Any]:
@@ -68,6 +74,7 @@ def keys_of(row: str, profile: str) -> dict[str, Any]:
     if store:
         keys |= {"item_embeddings": store}
         keys |= {"item_embeddings_fusion": fusion} if fusion else {}
+        keys |= {"similarity_kernel": True}
         keys |= {"embedding_kernel": True} if model != "CoOccurrence" else {}
     return keys
 
@@ -101,7 +108,8 @@ def train(keys: dict[str, Any]) -> dict[str, Any]:
         trainer.fit(loaders.train, loaders.valid, saved=False)
         terms = getattr(getattr(trainer.model, "score_adjustments", None), "terms", ())
         names = [name for name, weight in WEIGHTS.items() if weight in terms]
-        every = [(), *((name,) for name in names), *([tuple(names)] if len(names) > 1 else [])]
+        sets = [(), *((name,) for name in names), ("counts", "similar"), tuple(names)]
+        every = dict.fromkeys(used for used in sets if set(used) <= set(names))
         found: dict[str, Any] = {"best_epoch": trainer.best_epoch, "valid": {}, "ranks": {}}
         found["weights"] = {}
         for used in every:

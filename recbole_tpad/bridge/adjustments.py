@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,12 @@ from recbole_tpad.recommenders.sessions import training_item_counts, training_se
 KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # In units of the model's score, which for cross-entropy are nats.
 HISTORY_SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+KERNEL_DECAYS = (1.0, 0.8, 0.6, 0.4)
 _CHOICES = {
     "kernel_weight": KERNEL_WEIGHTS,
     "cooccurrence_weight": KERNEL_WEIGHTS,
+    "similarity_weight": KERNEL_WEIGHTS,
+    "kernel_decay": KERNEL_DECAYS,
     "history_shift": HISTORY_SHIFTS,
 }
 _SESSIONS = 4000
@@ -56,8 +59,8 @@ def fit_adjustments(
     """Choose kernels' weights and the shift of own items on validation, then that of cold items.
 
     Args:
-        config: keys ``kernel_weight``, ``cooccurrence_weight``, ``history_shift`` and
-            ``cold_share``; null: choose, estimate.
+        config: keys ``kernel_weight``, ``cooccurrence_weight``, ``similarity_weight``,
+            ``kernel_decay``, ``history_shift`` and ``cold_share``; null: choose, estimate.
         model: the trained model.
         trainer: its `SessionTrainer`.
         loaders: its data.
@@ -109,52 +112,66 @@ def _fit_weights(
 
     One at a time, the others held, twice where there are several; of equal ones the first choice.
     """
+    names = [*found.terms, *(["kernel_decay"] if found.kernels else [])]
     chosen: dict[str, float] = {}
-    free = []
-    for name in found.terms:
-        given = config[name]
-        if given in (None, "auto"):
-            free.append(name)
-            continue
-        weight = float(given)
-        low = -math.inf if name == "history_shift" else 0.0
-        if not (low <= weight < math.inf and math.isfinite(weight)):
-            wanted = "a finite number" if name == "history_shift" else "0 or more"
-            raise InputError(f"{name}={given} must be {wanted}.")
-        chosen[name] = weight
-        getattr(found, name).fill_(weight)
+    for name in names:
+        if config[name] not in (None, "auto"):
+            chosen[name] = _given(name, config[name])
+            getattr(found, name).fill_(chosen[name])
+    free = [name for name in names if name not in chosen]
     sign = 1.0 if trainer.valid_metric_bigger else -1.0
     for _ in range(min(2, len(free))):
         for name in free:
-            weights = _CHOICES[name]
-            scores = _scores_by_weight(config, found, trainer, valid, name, weights)
+            scores = _scores_by_choice(config, found, trainer, valid, name)
             # max keeps the first of equals.
-            best = max(range(len(weights)), key=lambda k: sign * scores[k])
-            chosen[name] = weights[best]
+            best = max(range(len(scores)), key=lambda k: sign * scores[k])
+            chosen[name] = _CHOICES[name][best]
             getattr(found, name).fill_(chosen[name])
-    return {name: chosen[name] for name in found.terms}
+    return {name: chosen[name] for name in names}
 
 
-def _scores_by_weight(
-    config: Any,
-    found: ScoreAdjustments,
-    trainer: Any,
-    valid: Any,
-    name: str,
-    weights: Sequence[float],
+def _given(name: str, value: Any) -> float:
+    number = float(value)
+    right, wanted = math.isfinite(number) and number >= 0, "0 or more"
+    if name == "history_shift":
+        right, wanted = math.isfinite(number), "a finite number"
+    elif name == "kernel_decay":
+        right, wanted = 0 < number <= 1, "in (0, 1]"
+    if not right:
+        raise InputError(f"{name}={value} must be {wanted}.")
+    return number
+
+
+def _scores_by_choice(
+    config: Any, found: ScoreAdjustments, trainer: Any, valid: Any, name: str
 ) -> list[float]:
-    """Return the validation score under each weight; the model scores each row once."""
-    getattr(found, name).fill_(0.0)
-    field = list_field(config)
+    """Return the validation score under each choice; the model scores each row once."""
+    field, choices = list_field(config), _CHOICES[name]
+    held = {term: float(getattr(found, term)) for term in found.terms}
+    # What the choice changes is left out of the model's scores and added here.
+    changed = [term for term in found.kernels if held[term]] if name == "kernel_decay" else [name]
+    for term in changed:
+        getattr(found, term).fill_(0.0)
 
     def weighted(scores: Tensor, batch: Any) -> Iterator[Tensor]:
-        term = found.term(name, batch[field])
-        for weight in weights:
-            yield torch.add(scores, term, alpha=weight)
+        if name != "kernel_decay":
+            term = found.term(name, batch[field])
+            for weight in choices:
+                yield torch.add(scores, term, alpha=weight)
+            return
+        for decay in choices:
+            found.kernel_decay.fill_(decay)
+            total = scores.clone()
+            for kernel in changed:
+                total.add_(found.term(kernel, batch[field]), alpha=held[kernel])
+            yield total
 
     rankings = rank_variants(
-        trainer.model, config, trainer.device, valid, weighted, variants=len(weights)
+        trainer.model, config, trainer.device, valid, weighted, variants=len(choices)
     )
+    if name == "kernel_decay":
+        for term in changed:
+            getattr(found, term).fill_(held[term])
     return [trainer._score(trainer._recbole_result(ranking)) for ranking in rankings]
 
 

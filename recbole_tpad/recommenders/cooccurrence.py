@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.context_kernel import log_shares
 from recbole_tpad.recommenders.item_features import load_item_features
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts, following_counts
 from recbole_tpad.recommenders.sessions import training_sessions
@@ -27,7 +28,8 @@ class CoOccurrence(UntrainedRecommender):
     With ``item_embeddings`` a content kernel is added, so that items without shared sessions can
     be reached: + kernel_weight · Σ_p δ^… · exp((cos(x_{i_p}, x_j) − 1) / kernel_temperature), x
     the frozen rows, centred on the items that occur in training (assumption; the paper has no such
-    model).
+    model). With ``similarity_kernel`` that takes its place: the scores are then log(1 + n · share
+    of the count), which rank as the counts do and have a scale that a weight can be chosen for.
     """
 
     takes_item_embeddings = True
@@ -50,7 +52,8 @@ class CoOccurrence(UntrainedRecommender):
         self.temperature = float(config["kernel_temperature"])
         if self.temperature <= 0:
             raise InputError(f"kernel_temperature={self.temperature} must be positive.")
-        features = load_item_features(config, dataset)
+        self.log_shares = bool(config["similarity_kernel"])
+        features = None if self.log_shares else load_item_features(config, dataset)
         self.unit: Tensor | None
         unit = None
         if features is not None:
@@ -73,7 +76,10 @@ class CoOccurrence(UntrainedRecommender):
             ),
             shape=(item_seq.shape[0], self.n_items),
         )
-        scores = torch.from_numpy((context @ self.counts).toarray()).to(self.unused)
+        counts = (context @ self.counts).toarray()
+        if self.log_shares:
+            return log_shares(counts).to(self.unused)
+        scores = torch.from_numpy(counts).to(self.unused)
         if self.unit is not None and self.kernel_weight:
             kernel = self._kernel(self.unit, item_seq, weights)
             scores = scores.add_(kernel, alpha=self.kernel_weight)

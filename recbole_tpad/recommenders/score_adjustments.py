@@ -11,18 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.recommenders.embedding_kernel import CooccurrenceKernel, EmbeddingKernel
+from recbole_tpad.recommenders.context_kernel import ContextKernel, similarity_kernel
 from recbole_tpad.recommenders.item_features import Settings, load_item_features
+from recbole_tpad.recommenders.item_graph import cooccurrence_counts
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 COLD_MODES = ("score", "calibrated", "exclude")
 HISTORY_MODES = ("score", "calibrated")
+# The weight of each kernel, and the matrices it goes through (see `ContextKernel`).
+KERNELS: Mapping[str, tuple[str, str]] = {
+    "embedding_kernel": ("kernel_weight", "FK"),
+    "cooccurrence_kernel": ("cooccurrence_weight", "F"),
+    "similarity_kernel": ("similarity_weight", "K"),
+}
+NEED_EMBEDDINGS = {"embedding_kernel", "similarity_kernel"}
 # Keys that RecBole's own line would ignore, with the value that asks for nothing.
 ADJUSTMENT_KEYS: Mapping[str, Any] = {
     "cold_items": "score",
     "history_items": "score",
     "embedding_kernel": False,
     "cooccurrence_kernel": False,
+    "similarity_kernel": False,
 }
 
 
@@ -35,14 +44,16 @@ class ScoreAdjustments(nn.Module):
         cold: items without a training interaction, (n_items,), padding left out.
         mode: ``score`` leaves cold items as they are, ``calibrated`` adds `cold_shift` to their
             scores, ``exclude`` makes them −inf.
-        kernels: by the name of their weight, ``kernel_weight`` or ``cooccurrence_weight``.
+        kernels: by the name of their weight: ``kernel_weight``, ``cooccurrence_weight``,
+            ``similarity_weight``.
         own_items: add ``history_shift`` to the scores of items that are in the context.
 
     Attributes:
         terms: names of the weights above that are in use; each is a buffer, ().
+        kernel_decay: of the context in all kernels, 1 until it is fitted.
     """
 
-    kernel_weight: Tensor
+    kernel_decay: Tensor
     cold_shift: Tensor
     cold: Tensor
 
@@ -50,15 +61,15 @@ class ScoreAdjustments(nn.Module):
         self,
         cold: Tensor,
         mode: str,
-        kernels: Mapping[str, EmbeddingKernel | CooccurrenceKernel],
+        kernels: Mapping[str, ContextKernel],
         own_items: bool = False,
     ) -> None:
         super().__init__()
         self.mode, self.kernels = mode, dict(kernels)
         self.terms = (*self.kernels, "history_shift") if own_items else tuple(self.kernels)
-        # The first two always, the others in use only: checkpoints written before they existed.
-        for name in dict.fromkeys(("kernel_weight", "cold_shift", *self.terms)):
+        for name in (*self.terms, "cold_shift"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("kernel_decay", torch.ones(()))
         self.register_buffer("cold", cold, persistent=False)
 
     def term(self, name: str, item_seq: Tensor) -> Tensor:
@@ -69,7 +80,7 @@ class ScoreAdjustments(nn.Module):
             item_seq: context, 0 for padding, (B, L).
         """
         if name in self.kernels:
-            return self.kernels[name].log_scores(item_seq)
+            return self.kernels[name].log_scores(item_seq, float(self.kernel_decay))
         own = torch.zeros(item_seq.shape[0], len(self.cold), device=item_seq.device)
         own.scatter_(1, item_seq, 1.0)  # once, however often an item occurs
         own[:, 0] = 0.0
@@ -98,8 +109,8 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     Args:
         model: a RecBole sequential model with full ranking.
         config: keys ``cold_items``, ``history_items``, ``embedding_kernel``,
-            ``cooccurrence_kernel``, ``kernel_temperature``, ``kernel_neighbours``,
-            and ``item_embeddings`` for what needs them.
+            ``cooccurrence_kernel``, ``similarity_kernel``, ``kernel_temperature``,
+            ``kernel_neighbours``, and ``item_embeddings`` for what needs them.
         dataset: RecBole's built training data set.
 
     Returns:
@@ -112,26 +123,23 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     name = type(model).__name__
     mode = _mode(config, "cold_items", COLD_MODES)
     own_items = _mode(config, "history_items", HISTORY_MODES) == "calibrated"
-    wanted, counted = bool(config["embedding_kernel"]), bool(config["cooccurrence_kernel"])
-    if mode == "score" and not (own_items or wanted or counted):
+    wanted = {key for key in KERNELS if config[key]}
+    if mode == "score" and not (own_items or wanted):
         return None
-    if config["item_embeddings"] is None and (wanted or mode == "calibrated"):
-        key = "embedding_kernel" if wanted else "cold_items 'calibrated'"
-        instead = " cooccurrence_kernel needs none." if wanted else ""
+    if config["item_embeddings"] is None and (wanted & NEED_EMBEDDINGS or mode == "calibrated"):
+        key = min(wanted & NEED_EMBEDDINGS, default="cold_items 'calibrated'")
+        instead = " cooccurrence_kernel needs none." if wanted & NEED_EMBEDDINGS else ""
         raise InputError(f"{key} needs item_embeddings; {name} runs without.{instead}")
-    if name == "CoOccurrence" and (wanted or counted):
-        key = "embedding_kernel" if wanted else "cooccurrence_kernel"
-        raise InputError(f"CoOccurrence has a kernel of its own; leave {key} out.")
+    if name == "CoOccurrence" and wanted - {"similarity_kernel"}:
+        key = min(wanted - {"similarity_kernel"})
+        raise InputError(
+            f"CoOccurrence counts by itself; leave {key} out. With item embeddings it takes "
+            "similarity_kernel."
+        )
     trained = training_item_counts(dataset) > 0
     cold = torch.from_numpy(~trained)
     cold[0] = False
-    kernels: dict[str, EmbeddingKernel | CooccurrenceKernel] = {}
-    if wanted:
-        kernels["kernel_weight"] = _build_kernel(config, dataset, trained)
-    if counted:
-        kernels["cooccurrence_weight"] = CooccurrenceKernel(
-            training_sessions(dataset)[1], dataset.item_num
-        )
+    kernels = _build_kernels(wanted, config, dataset, trained)
     device = next(model.parameters()).device
     found = ScoreAdjustments(cold, mode, kernels, own_items).to(device)
     model.score_adjustments = found
@@ -148,18 +156,31 @@ def _mode(config: Settings, key: str, known: tuple[str, ...]) -> str:
     return mode
 
 
-def _build_kernel(config: Any, dataset: Any, trained: Any) -> EmbeddingKernel:
+def _build_kernels(
+    wanted: set[str], config: Settings, dataset: Any, trained: Any
+) -> dict[str, ContextKernel]:
     temperature, neighbours = float(config["kernel_temperature"]), int(config["kernel_neighbours"])
     if temperature <= 0 or neighbours < 1:
         raise InputError(
             f"kernel_temperature={temperature} must be positive and kernel_neighbours="
             f"{neighbours} at least 1."
         )
-    features = load_item_features(config, dataset)
-    if features is None:
-        raise AssertionError("a named store always gives features")
-    _, sessions = training_sessions(dataset)
-    return EmbeddingKernel(sessions, features.rows, np.asarray(trained), temperature, neighbours)
+    # Each matrix once, whichever kernels share it.
+    factors: dict[str, Any] = {}
+    if wanted - {"similarity_kernel"}:
+        factors["F"] = cooccurrence_counts(training_sessions(dataset)[1], dataset.item_num)
+    if wanted & NEED_EMBEDDINGS:
+        features = load_item_features(config, dataset)
+        if features is None:
+            raise AssertionError("a named store always gives features")
+        factors["K"] = similarity_kernel(
+            features.rows, np.asarray(trained), temperature, neighbours
+        )
+    return {
+        weight: ContextKernel(*(factors[factor] for factor in used))
+        for key, (weight, used) in KERNELS.items()
+        if key in wanted
+    }
 
 
 @cache

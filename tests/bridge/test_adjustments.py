@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_data import write_data_set
 
-from recbole_tpad.bridge.adjustments import HISTORY_SHIFTS, KERNEL_WEIGHTS
+from recbole_tpad.bridge.adjustments import HISTORY_SHIFTS, KERNEL_DECAYS, KERNEL_WEIGHTS
 from recbole_tpad.bridge.runner import load_run, run
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
@@ -43,7 +43,9 @@ def test_the_kernels_weight_is_chosen_on_validation_and_kept(quick: dict[str, An
     weight = result.adjustments["kernel_weight"]
     assert weight in KERNEL_WEIGHTS[1:]  # after one epoch counting knows more than the model
     assert result.ndcg > plain.ndcg
-    fixed = run({**keys, "embedding_kernel": True, "kernel_weight": weight})
+    decay = result.adjustments["kernel_decay"]
+    given = {"kernel_weight": weight, "kernel_decay": decay}
+    fixed = run({**keys, "embedding_kernel": True, **given})
     np.testing.assert_array_equal(fixed.ranks, result.ranks)
     assert run({**keys, "embedding_kernel": True, "kernel_weight": 0.0}).metrics == plain.metrics
 
@@ -56,13 +58,23 @@ def test_the_kernels_weight_is_chosen_on_validation_and_kept(quick: dict[str, An
     assert float(kernel.max()) > 0
 
 
-def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any]) -> None:
-    keys = {**quick, "model": "GRU4Rec", "epochs": 1}
-    both = {**keys, "cooccurrence_kernel": True, "history_items": "calibrated"}
-    result = run(both, saved=True)
-    weight, shift = (result.adjustments[k] for k in ("cooccurrence_weight", "history_shift"))
-    assert weight in KERNEL_WEIGHTS[1:]
-    assert shift in HISTORY_SHIFTS
+@pytest.mark.usefixtures("content")
+@pytest.mark.parametrize("model", ["GRU4Rec", "DIMO"])
+def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any], model: str) -> None:
+    keys = {**quick, "model": model, "epochs": 1, "item_embeddings": "circle"}
+    wanted = {"cooccurrence_kernel": True, "similarity_kernel": True, "embedding_kernel": True}
+    every = {**keys, **wanted, "history_items": "calibrated"}
+    result = run(every, saved=True)
+    choices = {
+        "cooccurrence_weight": KERNEL_WEIGHTS,
+        "similarity_weight": KERNEL_WEIGHTS,
+        "kernel_weight": KERNEL_WEIGHTS,
+        "history_shift": HISTORY_SHIFTS,
+        "kernel_decay": KERNEL_DECAYS,
+    }
+    assert set(result.adjustments) == set(choices)
+    assert all(result.adjustments[name] in values for name, values in choices.items())
+    assert max(result.adjustments[k] for k in choices if k.endswith("weight")) > 0
 
     # The choice against a whole run for each weight: no other one is better on validation.
     def validated(**given: float) -> float:
@@ -73,11 +85,12 @@ def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any]) -> 
         return float(((ranks <= 10) / np.log2(ranks + 1)).mean())
 
     chosen = validated()
-    assert chosen == max(validated(cooccurrence_weight=w) for w in KERNEL_WEIGHTS)
-    assert chosen == max(validated(history_shift=s) for s in HISTORY_SHIFTS)
-    assert chosen > validated(cooccurrence_weight=0.0, history_shift=0.0)
+    last = list(choices)[-1]  # the others may have lost a little by what was chosen after them
+    assert chosen == max(validated(**{last: value}) for value in choices[last])
+    zero = {name: 0.0 for name in choices if name != "kernel_decay"}
+    assert chosen > validated(**zero)
 
-    fixed = run({**both, "cooccurrence_weight": weight, "history_shift": shift})
+    fixed = run({**every, **result.adjustments})
     np.testing.assert_array_equal(fixed.ranks, result.ranks)
     _, model, loaders = load_run(str(result.checkpoint))
     rows = loaders.test.collate_fn(np.arange(8))[0]
@@ -149,6 +162,8 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
         ({"history_items": "calibrated", "history_shift": float("nan")}, "a finite number"),
         ({"cooccurrence_kernel": True, "cooccurrence_weight": -1.0}, "cooccurrence_weight"),
         ({"cooccurrence_kernel": True, "model": "CoOccurrence"}, "leave cooccurrence_kernel out"),
+        ({"similarity_kernel": True}, "similarity_kernel needs item_embeddings"),
+        ({"cooccurrence_kernel": True, "kernel_decay": 0.0}, "kernel_decay=0.0 must be in"),
         (
             {"embedding_kernel": True, "kernel_temperature": 0.0, "item_embeddings": "circle"},
             "kernel_temperature",
@@ -166,6 +181,19 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
 def test_bad_keys_are_refused(quick: dict[str, Any], keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run({**quick, "model": "GRU4Rec", "epochs": 1, **keys})
+
+
+@pytest.mark.usefixtures("content")
+def test_counts_beside_similar_items_need_no_training(quick: dict[str, Any]) -> None:
+    counted = {**quick, "model": "CoOccurrence"}
+    plain = run(counted)
+    similar = {**counted, "item_embeddings": "circle", "similarity_kernel": True}
+    alone = run({**similar, "similarity_weight": 0.0})
+    np.testing.assert_array_equal(alone.ranks, plain.ranks)  # another scale, the same order
+    both = run(similar)
+    assert both.adjustments["similarity_weight"] > 0
+    row = both.targets.index("new")  # never in training: only its content can find it
+    assert both.ranks[row] < plain.ranks[row]
 
 
 def circle_shop(path: Path, seed: int = 0) -> None:
