@@ -1,0 +1,35 @@
+"""Every row of the shipped suites that a CPU can run trains, in one epoch on a small shop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_catalogue import write_catalogue
+
+from recbole_tpad.bridge.runner import run
+from recbole_tpad.evaluation.suite import RunSpec, expand, read_suite
+from recbole_tpad.generators.embed import embed
+
+ROWS = [(name, spec) for name in ("sanity", "cold-start") for spec in expand(read_suite(name, 1))]
+
+
+def title(row: object) -> str:
+    return f"{row[0]}: {row[1].title}" if isinstance(row, tuple) else str(row)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_catalogue(tmp_path_factory.mktemp("suites") / "dataset")
+    embed(folder.path.parent, folder.name, "tfidf")
+    embed(folder.path.parent, folder.name, "random")
+    embed(folder.path.parent, folder.name, "shuffled", overrides={"store": "tfidf"})
+    return folder.path
+
+
+@pytest.mark.parametrize("row", ROWS, ids=title)
+def test_a_row_runs(row: tuple[str, RunSpec], catalogue: Path, tmp_path: Path) -> None:
+    keys = {**row[1].config, "epochs": 1, "eval_step": 1}
+    keys |= {"data_path": str(catalogue.parent), "dataset": catalogue.name}
+    result = run({**keys, "checkpoint_dir": str(tmp_path)})
+    assert 0 <= result.ndcg <= 1
