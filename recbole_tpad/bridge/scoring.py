@@ -28,6 +28,10 @@ from recbole_tpad.progress import progress
 _BYTES_A_PLACE = 4096
 
 
+# Larger tensors are mapped anew by the C library each time and their pages faulted in, which on a CPU
+# takes as long as the arithmetic (measured: 512 rows of 4,345 items twice as fast as 4,096). But
+# rows that share a model's pass over its item table make that cheaper: at least so many.
+_CPU_BATCH_BYTES, _CPU_LEAST_ROWS = 8 * 2**20, 64
 # Further copies of a batch's scores where each is ranked in several variants.
 _VARIANTS_SHARE = 0.6
 
@@ -147,6 +151,8 @@ def evaluation_batches(config: Any, order: Any, n_items: int, share: float = 1.0
     """Cut the rows of `order` into batches whose scores fit into a share of the memory budget."""
     budget = share * (config["rank_memory_mb"] or 512)
     size = rows_per_batch(n_items, budget, int(config["eval_batch_size"]))
+    if torch.device(config["device"]).type == "cpu":
+        size = min(size, max(_CPU_LEAST_ROWS, _CPU_BATCH_BYTES // (4 * n_items)))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
