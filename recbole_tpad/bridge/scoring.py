@@ -28,9 +28,9 @@ from recbole_tpad.progress import progress
 _BYTES_A_PLACE = 4096
 
 
-# Larger tensors are mapped anew by the C library each time and their pages faulted in, which on a CPU
-# takes as long as the arithmetic (measured: 512 rows of 4,345 items twice as fast as 4,096). But
-# rows that share a model's pass over its item table make that cheaper: at least so many.
+# The C library maps larger tensors anew each time, and faulting their pages in takes a CPU as long
+# as the arithmetic (measured: 512 rows of 4,345 items twice as fast as 4,096). But rows share a
+# model's pass over its item table: at least so many.
 _CPU_BATCH_BYTES, _CPU_LEAST_ROWS = 8 * 2**20, 64
 # Further copies of a batch's scores where each is ranked in several variants.
 _VARIANTS_SHARE = 0.6
