@@ -74,8 +74,8 @@ def keys_of(row: str, profile: str) -> dict[str, Any]:
     if store:
         keys |= {"item_embeddings": store}
         keys |= {"item_embeddings_fusion": fusion} if fusion else {}
-        keys |= {"similarity_kernel": True}
-        keys |= {"embedding_kernel": True} if model != "CoOccurrence" else {}
+        if model != "CoOccurrence":  # which has similarity_kernel by itself, and no other
+            keys |= {"similarity_kernel": True, "embedding_kernel": True}
     return keys
 
 

@@ -153,12 +153,13 @@ def _with_ours(original: Any) -> Any:
             )
         ours = model in OUR_MODELS
         takes = getattr(model_class, "takes_item_embeddings", False)
-        if external.get("item_embeddings") is not None and not takes:
+        by_adjustment = model == "CoOccurrence"  # it leaves them to its kernel
+        if external.get("item_embeddings") is not None and (not takes or by_adjustment):
             raise InputError(
                 f"RecBole's own run_recbole would ignore item_embeddings for {model}. "
                 + (
                     f"{model} does not use any; leave the key out."
-                    if ours
+                    if ours and not takes
                     else "Call recbole_tpad.run_recbole, which takes the same arguments."
                 )
             )

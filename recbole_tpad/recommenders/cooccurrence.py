@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn import functional
 
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.context_kernel import log_shares
-from recbole_tpad.recommenders.item_features import load_item_features
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts, following_counts
 from recbole_tpad.recommenders.sessions import training_sessions
 from recbole_tpad.recommenders.untrained import UntrainedRecommender
@@ -25,11 +23,10 @@ class CoOccurrence(UntrainedRecommender):
     orders o ≤ k of 1/o · the number of times j stands o places after i, i ≠ j (T-MLLM's pairs,
     methods.md). δ is ``history_decay``; 1 counts all of the context alike.
 
-    With ``item_embeddings`` a content kernel is added, so that items without shared sessions can
-    be reached: + kernel_weight · Σ_p δ^… · exp((cos(x_{i_p}, x_j) − 1) / kernel_temperature), x
-    the frozen rows, centred on the items that occur in training (assumption; the paper has no such
-    model). With ``similarity_kernel`` that takes its place: the scores are then log(1 + n · share
-    of the count), which rank as the counts do and have a scale that a weight can be chosen for.
+    With ``item_embeddings`` the similarity kernel of `ScoreAdjustments` is added, so that items
+    without shared sessions can be reached; the model's own scores are then log(1 + n · share of the
+    count), which rank as the counts do and have a scale that the kernel's weight can be chosen for
+    (assumption; the paper has no such model).
     """
 
     takes_item_embeddings = True
@@ -48,20 +45,7 @@ class CoOccurrence(UntrainedRecommender):
             if self.max_order
             else cooccurrence_counts(sessions, self.n_items)
         )
-        self.kernel_weight = float(config["kernel_weight"])
-        self.temperature = float(config["kernel_temperature"])
-        if self.temperature <= 0:
-            raise InputError(f"kernel_temperature={self.temperature} must be positive.")
-        self.log_shares = bool(config["similarity_kernel"])
-        features = None if self.log_shares else load_item_features(config, dataset)
-        self.unit: Tensor | None
-        unit = None
-        if features is not None:
-            rows = torch.from_numpy(features.rows)
-            seen = torch.from_numpy(features.trained)
-            rows = rows - (rows[seen] if bool(seen.any()) else rows[1:]).mean(dim=0)
-            unit = functional.normalize(rows, dim=1, eps=1e-8)
-        self.register_buffer("unit", unit, persistent=False)
+        self.log_shares = config["item_embeddings"] is not None
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return every item's score, shape (B, n_items)."""
@@ -77,18 +61,5 @@ class CoOccurrence(UntrainedRecommender):
             shape=(item_seq.shape[0], self.n_items),
         )
         counts = (context @ self.counts).toarray()
-        if self.log_shares:
-            return log_shares(counts).to(self.unused)
-        scores = torch.from_numpy(counts).to(self.unused)
-        if self.unit is not None and self.kernel_weight:
-            kernel = self._kernel(self.unit, item_seq, weights)
-            scores = scores.add_(kernel, alpha=self.kernel_weight)
-        return scores
-
-    def _kernel(self, unit: Tensor, item_seq: Tensor, weights: Tensor) -> Tensor:
-        total = unit.new_zeros((item_seq.shape[0], self.n_items))
-        # One position at a time: a (B, L, n_items) tensor would not fit.
-        for column, weight in zip(item_seq.t(), weights.t(), strict=True):
-            near = (unit[column] @ unit.t()).sub_(1.0).div_(self.temperature).exp_()
-            total.addcmul_(near, weight.to(near)[:, None])
-        return total
+        scores = log_shares(counts) if self.log_shares else torch.from_numpy(counts)
+        return scores.to(self.unused)

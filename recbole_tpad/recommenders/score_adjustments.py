@@ -124,6 +124,8 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     mode = _mode(config, "cold_items", COLD_MODES)
     own_items = _mode(config, "history_items", HISTORY_MODES) == "calibrated"
     wanted = {key for key in KERNELS if config[key]}
+    if name == "CoOccurrence" and config["item_embeddings"] is not None:
+        wanted.add("similarity_kernel")  # what it uses them for
     if mode == "score" and not (own_items or wanted):
         return None
     if config["item_embeddings"] is None and (wanted & NEED_EMBEDDINGS or mode == "calibrated"):
@@ -133,7 +135,7 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     if name == "CoOccurrence" and wanted - {"similarity_kernel"}:
         key = min(wanted - {"similarity_kernel"})
         raise InputError(
-            f"CoOccurrence counts by itself; leave {key} out. With item embeddings it takes "
+            f"CoOccurrence counts by itself; leave {key} out. With item embeddings it adds "
             "similarity_kernel."
         )
     trained = training_item_counts(dataset) > 0

@@ -53,19 +53,17 @@ def test_cooccurrence_equals_loops(build: Any) -> None:
     torch.testing.assert_close(picked, scores[torch.arange(len(picked)), rows["item_id"]])
 
 
-def test_the_content_kernel_reaches_items_without_sessions(build: Any) -> None:
-    keys = {"kernel_weight": 0.5, "kernel_temperature": 0.2}
+def test_with_item_embeddings_counts_become_shares_and_similar_items_are_added(build: Any) -> None:
     _, plain, _ = build("CoOccurrence")
-    _, model, loaders = build("CoOccurrence", item_embeddings="content", **keys)
+    _, model, loaders = build("CoOccurrence", item_embeddings="content")
     rows = loaders.test.collate_fn(np.arange(4))[0]
-    kernel = model.full_sort_predict(rows) - plain.full_sort_predict(rows)
-    unit = model.unit
-    for b, length in enumerate(rows["item_length"].tolist()):
-        context = rows["item_id_list"][b]
-        near = torch.stack([((unit @ unit[i] - 1) / 0.2).exp() for i in context[:length]])
-        torch.testing.assert_close(kernel[b], 0.5 * near.sum(0))
-    cold = int(np.flatnonzero(loaders.train._dataset.field2id_token["item_id"] == "new")[0])
-    assert bool((kernel[:, cold] > 0).all())
+    counts = plain.full_sort_predict(rows)
+    expected = torch.log1p(plain.n_items * counts / counts.sum(1, keepdim=True))
+    torch.testing.assert_close(model.full_sort_predict(rows), expected)  # no weight before training
+    model.score_adjustments.similarity_weight.fill_(0.5)
+    kernel = model.score_adjustments.term("similarity_weight", rows["item_id_list"])
+    torch.testing.assert_close(model.full_sort_predict(rows), expected + 0.5 * kernel)
+    assert float(kernel.max()) > 0
 
 
 def test_popularity_scores_training_counts(build: Any) -> None:
@@ -117,20 +115,6 @@ def test_ordered_cooccurrence_equals_loops(build: Any, decay: float) -> None:
                             if after != item:
                                 expected[after] += decay**steps / order
         np.testing.assert_allclose(scores[b].numpy(), expected, rtol=1e-6)
-
-
-def test_decay_reaches_the_kernel_too(build: Any) -> None:
-    keys = {"item_embeddings": "content", "kernel_temperature": 0.2, "history_decay": 0.5}
-    _, plain, _ = build("CoOccurrence", history_decay=0.5)
-    _, model, loaders = build("CoOccurrence", **keys)
-    rows = every_test_row(loaders)
-    kernel = model.full_sort_predict(rows) - plain.full_sort_predict(rows)
-    for b, context in enumerate(contexts_of(rows)):
-        expected = sum(
-            0.5**steps * ((model.unit @ model.unit[i] - 1) / 0.2).exp()
-            for steps, i in enumerate(reversed(context))
-        )
-        torch.testing.assert_close(kernel[b], expected, rtol=1e-4, atol=1e-5)
 
 
 WEIGHTS = {
