@@ -11,7 +11,8 @@ from recbole_tpad.bridge.runner import run
 from recbole_tpad.evaluation.suite import RunSpec, expand, read_suite
 from recbole_tpad.generators.embed import embed
 
-ROWS = [(name, spec) for name in ("sanity", "cold-start") for spec in expand(read_suite(name, 1))]
+SUITES = ("sanity", "cold-start", "system")
+ROWS = [(name, spec) for name in SUITES for spec in expand(read_suite(name, 1))]
 
 
 def title(row: object) -> str:

@@ -28,7 +28,7 @@ def test_presets_are_readable(name: str) -> None:
 
 
 def test_presets_are_those_the_docs_name() -> None:
-    suites = {"ablation", "cold-start", "demo", "efficiency", "paper", "sanity", "small"}
+    suites = {"ablation", "cold-start", "demo", "efficiency", "paper", "sanity", "small", "system"}
     suites |= {"comparison", "efficiency-llm", "efficiency-tiny"}
     assert set(preset_names("evaluation")) == suites
 
