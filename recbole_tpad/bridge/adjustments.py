@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ from recbole_tpad.recommenders.cold_items import (
 )
 from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+
+logger = logging.getLogger("recbole_tpad")
 
 KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # In units of the model's score, which for cross-entropy are nats.
@@ -127,6 +130,9 @@ def _fit_weights(
             best = max(range(len(scores)), key=lambda k: sign * scores[k])
             chosen[name] = _CHOICES[name][best]
             getattr(found, name).fill_(chosen[name])
+            logger.info(
+                "%s %g by %s %.4f", name, chosen[name], config["valid_metric"], scores[best]
+            )
     return {name: chosen[name] for name in names}
 
 
