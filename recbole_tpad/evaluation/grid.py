@@ -116,8 +116,10 @@ def evaluate(
         "data": _report_card(folder),
         "generators": {
             names[name]: generator_entry(store, folder.items, cache)
-            for name, store in stores.items()
-            if name in grid.stores()
+            for name, store in progress(
+                [(name, store) for name, store in stores.items() if name in grid.stores()],
+                desc="maps of the item embeddings",
+            )
         },
         "environment": environment(),
         "commands": list(commands or [_command(dataset, grid, seeds, overrides)]),
