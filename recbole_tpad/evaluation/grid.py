@@ -41,6 +41,7 @@ from recbole_tpad.evaluation.table import csv_table, markdown_table
 from recbole_tpad.files import atomic_path, sha256_file, sha256_json, write_json
 from recbole_tpad.own_code import check_own, is_own, own_sha256
 from recbole_tpad.presets import properties_dir
+from recbole_tpad.progress import progress as progress_bar
 from recbole_tpad.results import FORMAT
 from recbole_tpad.store import ItemEmbeddings, open_store, store_path
 
@@ -116,7 +117,7 @@ def evaluate(
         "data": _report_card(folder),
         "generators": {
             names[name]: generator_entry(store, folder.items, cache)
-            for name, store in progress(
+            for name, store in progress_bar(
                 [(name, store) for name, store in stores.items() if name in grid.stores()],
                 desc="maps of the item embeddings",
             )
