@@ -21,6 +21,11 @@ HEADER = (
 )
 
 
+_OTHERS = {
+    "best baseline": "the best model without embeddings (chosen on validation)",
+    "without embeddings": "the same model without embeddings",
+    "reference": "the reference (same row of models)",
+}
 COMPARED = ("Model", "Item embeddings", "Against", "NDCG@10", "95% interval", "p (Holm)")
 
 
@@ -145,17 +150,13 @@ def _comparisons(results: Results) -> list[tuple[str, list[list[str]]]]:
     for entry in results.comparisons:
         if entry.metric != "NDCG@10":
             continue
-        other = (
-            "the best model without embeddings (chosen on validation)"
-            if entry.kind == "best baseline"
-            else "the same model without embeddings"
-        )
+        other = _OTHERS[entry.kind]
         drawn = "sessions and seeds" if entry.seeds > 1 else "sessions only (one seed)"
         title = f"Difference to {other}, {entry.targets} targets; paired bootstrap over {drawn}:"
         row = [
             entry.model,
             entry.item_embeddings or "none",
-            entry.against[0],
+            " + ".join(name for name in entry.against if name),
             f"{entry.difference:+.4f}",
             f"{entry.low:+.4f} to {entry.high:+.4f}",
             f"{entry.p_holm:.3f}",

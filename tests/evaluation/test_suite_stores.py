@@ -144,6 +144,15 @@ def test_rows_are_compared_with_the_reference(folder: DatasetFolder) -> None:
         ("B", "other", "B"),
     }
     assert {c["against"]["item_embeddings"] for c in found} == {"tiny"}
+    table = (folder.path / "evaluation" / "table.md").read_text(encoding="utf-8")
+    _, *parts = table.split("\n\nDifference to ")
+    (part,) = (p for p in parts if p.startswith("the reference (same row of models), all targets"))
+    assert "| A | other | A + tiny | " in part
+    assert "| B | other | B + tiny | " in part
+    for other in parts:
+        if other.startswith("the same model without embeddings, all targets"):
+            assert other.count("| A | other | A | ") == 1
+            assert "+ tiny" not in other
     assert not [c for c in go(folder, suite)["comparisons"] if c["kind"] == "reference"]
 
 
