@@ -45,14 +45,19 @@ KEYS: dict[str, Any] = {
 }
 
 
+def prepared(keys: dict[str, Any]) -> tuple[Any, Any, SessionTrainer]:
+    """Return configuration, loaders and trainer, seeded as `run` seeds them."""
+    config = SessionConfig(None, None, None, keys)
+    init_seed(config["seed"], config["reproducibility"])
+    loaders = load_data(config)
+    init_seed(config["seed"], config["reproducibility"])
+    return config, loaders, SessionTrainer(config, build_model(config, loaders.train._dataset))
+
+
 def train(keys: dict[str, Any]) -> dict[str, Any]:
     """Train once; return the test metrics without and with the kernel."""
     with numpy_names():
-        config = SessionConfig(None, None, None, keys)
-        init_seed(config["seed"], config["reproducibility"])
-        loaders = load_data(config)
-        init_seed(config["seed"], config["reproducibility"])
-        trainer = SessionTrainer(config, build_model(config, loaders.train._dataset))
+        config, loaders, trainer = prepared(keys)
         trainer.fit(
             loaders.train,
             loaders.valid,

@@ -33,14 +33,10 @@ import fusions
 import numpy as np
 import numpy.typing as npt
 import session_models
-from recbole.utils import init_seed
 
 from recbole_tpad.bridge.adjustments import fit_adjustments
-from recbole_tpad.bridge.config import SessionConfig, parse_value
-from recbole_tpad.bridge.dataset import load_data
-from recbole_tpad.bridge.models import build_model
+from recbole_tpad.bridge.config import parse_value
 from recbole_tpad.bridge.shims import numpy_names
-from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.evaluation.statistics import gains, paired_bootstrap
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
@@ -100,11 +96,7 @@ def slices(loaders: Any) -> dict[str, npt.NDArray[np.bool_]]:
 def train(keys: dict[str, Any]) -> dict[str, Any]:
     """Train once; return validation scores, weights and test ranks under each adjustment."""
     with numpy_names():
-        config = SessionConfig(None, None, None, keys)
-        init_seed(config["seed"], config["reproducibility"])
-        loaders = load_data(config)
-        init_seed(config["seed"], config["reproducibility"])
-        trainer = SessionTrainer(config, build_model(config, loaders.train._dataset))
+        config, loaders, trainer = fusions.prepared(keys)
         trainer.fit(loaders.train, loaders.valid, saved=False)
         terms = getattr(getattr(trainer.model, "score_adjustments", None), "terms", ())
         names = [name for name, weight in WEIGHTS.items() if weight in terms]

@@ -79,6 +79,7 @@ def fit_adjustments(
     if found is None:
         return {}
     model.eval()
+    found.cold_shift.zero_()
     chosen: dict[str, float] = {}
     if found.terms:
         chosen = _fit_weights(config, found, trainer, loaders.valid)
@@ -120,7 +121,8 @@ def _fit_weights(
     for name in names:
         if config[name] not in (None, "auto"):
             chosen[name] = _given(name, config[name])
-            getattr(found, name).fill_(chosen[name])
+        # The first choice changes nothing; an earlier fit of this model is no place to start from.
+        getattr(found, name).fill_(chosen.get(name, _CHOICES[name][0]))
     free = [name for name in names if name not in chosen]
     sign = 1.0 if trainer.valid_metric_bigger else -1.0
     for _ in range(min(2, len(free))):

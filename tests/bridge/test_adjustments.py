@@ -10,7 +10,12 @@ import pytest
 import torch
 from tiny_data import write_data_set
 
-from recbole_tpad.bridge.adjustments import HISTORY_SHIFTS, KERNEL_DECAYS, KERNEL_WEIGHTS
+from recbole_tpad.bridge.adjustments import (
+    HISTORY_SHIFTS,
+    KERNEL_DECAYS,
+    KERNEL_WEIGHTS,
+    fit_adjustments,
+)
 from recbole_tpad.bridge.runner import load_run, run
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
@@ -89,6 +94,12 @@ def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any], mod
     assert chosen == max(validated(**{last: value}) for value in choices[last])
     zero = {name: 0.0 for name in choices if name != "kernel_decay"}
     assert chosen > validated(**zero)
+
+    # Fitting again does not start from what was fitted before.
+    config, model, loaders = load_run(str(result.checkpoint))
+    model.score_adjustments.kernel_decay.fill_(0.4)
+    again = fit_adjustments(config, model, SessionTrainer(config, model), loaders, saved=False)
+    assert again == result.adjustments
 
     fixed = run({**every, **result.adjustments})
     np.testing.assert_array_equal(fixed.ranks, result.ranks)
