@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ from dataset_converters.folder import (
 )
 from dataset_converters.item_table import MetadataRead, read_metadata
 from dataset_converters.reading import RejectionLog, SourceFile
-from dataset_converters.review_table import name_users, read_reviews
+from dataset_converters.review_table import OddIds, name_users, read_reviews
 from dataset_converters.session_rules import SessionCut
 from dataset_converters.session_table import (
     SessionFilters,
@@ -198,36 +199,69 @@ def convert_amazon(
         allow_truncated=allow_truncated,
         max_rejected=max_rejected,
     )
-    with _disk_full_named(data_path), open_database(data_path, name, memory) as database:
-        return _convert(
-            name, reviews, meta, data_path, found, options, cut, database, exact, overwrite
+    raw = _Raw(reviews, meta, found, allow_truncated, exact)
+    for looks in (False, True):
+        with _disk_full_named(data_path), open_database(data_path, name, memory) as database:
+            rejections = RejectionLog(limit=max_rejected)
+            try:
+                read = _read(raw, database, rejections, look_at_ids=looks)
+            except OddIds:  # ids with a space, an accent or an escape: rare in published files
+                continue
+            return _convert(name, read, data_path, options, cut, database, rejections, overwrite)
+    raise RuntimeError("ids were looked at, and still are odd")
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    reviews: Path
+    meta: Path
+    release: Release
+    allow_truncated: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    release: Release
+    lines: int
+    source: SourceFile
+    metadata: MetadataRead
+
+
+def _read(raw: _Raw, database: Database, rejections: RejectionLog, *, look_at_ids: bool) -> _Read:
+    truncated, exact = raw.allow_truncated, raw.exact
+    lines, source = read_reviews(
+        raw.reviews,
+        raw.release,
+        database,
+        rejections,
+        allow_truncated=truncated,
+        exact=exact,
+        look_at_ids=look_at_ids,
+    )
+    # One thread for the metadata, whose rows must stay in the file's order, one for the names.
+    with (
+        database.one_thread(),
+        database.beside(partial(name_users, looked_at=look_at_ids or exact)),
+    ):
+        metadata = read_metadata(
+            raw.meta, raw.release, database, rejections, allow_truncated=truncated, exact=exact
         )
+    return _Read(raw.release, lines, source, metadata)
 
 
 def _convert(
     name: str,
-    reviews: Path,
-    meta: Path,
+    read: _Read,
     data_path: Path,
-    release: Release,
     options: AmazonOptions,
     cut: SessionCut,
     database: Database,
-    exact: bool,
+    rejections: RejectionLog,
     overwrite: bool,
 ) -> ConversionSummary:
-    rejections = RejectionLog(limit=options.max_rejected)
-    truncated = options.allow_truncated
-    # DuckDB gets one thread: reading keeps two busy, and its rows must stay in the file's order.
-    with database.one_thread():
-        lines, source = read_reviews(
-            reviews, release, database, rejections, allow_truncated=truncated, exact=exact
-        )
-        with database.beside(name_users):
-            metadata = read_metadata(
-                meta, release, database, rejections, allow_truncated=truncated, exact=exact
-            )
-    counts = _read_counts(lines, metadata, rejections, database)
+    release = read.release
+    counts = _read_counts(read.lines, read.metadata, rejections, database)
     funnel = Funnel(counts["reviews_read"])
     filter_reviews(database, options.filters, funnel)
     cut_events(database, cut, funnel)
@@ -253,7 +287,7 @@ def _convert(
             )
             write_rejections(folder, rejections.entries)
             counts |= written.counts
-            sources: tuple[SourceFile, ...] = (source, metadata.source)
+            sources: tuple[SourceFile, ...] = (read.source, read.metadata.source)
             write_dataset_json(
                 folder,
                 name=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,14 @@ def meta_release(record: Mapping[str, Any], *, literal: bool) -> str | None:
         return None
     old = literal or not {"imUrl", "categories", "salesRank", "related"}.isdisjoint(record)
     return "2014" if old else ("2018" if "title" in record else None)
+
+
+def content_record(text: str, release: Release) -> dict[str, Any]:
+    """Return a metadata record of the values of `meta_keys`, given as a JSON array.
+
+    What the record lacked is None, which counts as absent.
+    """
+    return dict(zip(release.meta_keys, json.loads(text), strict=True))
 
 
 def item_content(record: Mapping[str, Any], release: Release = RELEASES["2018"]) -> ItemContent:

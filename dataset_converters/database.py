@@ -42,6 +42,7 @@ class Database:
                     "memory_limit": memory,
                     "temp_directory": str(folder / "spill"),
                     "preserve_insertion_order": True,
+                    "checkpoint_threshold": "1TB",
                 },
             )
             # DuckDB's bar for slow statements would go to standard output.

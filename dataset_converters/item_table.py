@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_converters.amazon_records import Release, item_content
+from dataset_converters.amazon_records import Release, content_record, item_content
 from dataset_converters.database import Database
-from dataset_converters.item_content import ItemContent
 from dataset_converters.item_needs import NEEDS, item_needs, needs_sql
 from dataset_converters.json_records import block_records
 from dataset_converters.raw_file import Block, RawFile, read_ahead
@@ -45,7 +44,7 @@ def read_metadata(
 
     Columns: `item_id`, as in `reviews`; `has_title`, `has_brand`, `has_category`, `large_image`;
     `record`, the values of the release's `meta_keys` as a JSON array. Only what a filter may ask
-    for is cleaned here, the rest by `item_contents` for the items that remain.
+    for is cleaned here, the rest by `make_rows` for the items that remain.
 
     Of several records of one item the one with the most content fields filled after cleaning is
     kept, the first of equals. Blocks are read as in `read_reviews`.
@@ -77,31 +76,23 @@ def read_metadata(
     return MetadataRead(records, duplicates, page_source, raw.source)
 
 
-def item_contents(database: Database, release: Release, ids: str) -> Iterator[ItemContent]:
-    """Return the cleaned content of the items in the table `ids` (item_id), sorted by id.
+def write_records(database: Database, ids: str, path: Path) -> None:
+    """Write the records of the items in the table `ids` (item_id) as lines, sorted by id.
 
-    The database may be used meanwhile, but `items` and `item_names` must stay.
+    A line is an item's id, a tab, and its record, or nothing where it has none.
     """
-    query = (
-        f"SELECT n.name, i.record FROM {ids} o JOIN item_names n ON o.item_id = n.key "
-        "LEFT JOIN items i ON o.item_id = i.item_id ORDER BY n.name"
-    )
-    return (
-        ItemContent(item_id) if text is None else item_content(_record(text, release), release)
-        for rows in database.stream(query)
-        for item_id, text in rows
+    database.write_lines(
+        f"SELECT n.name || chr(9) || coalesce(i.record, '') FROM {ids} o "
+        "JOIN item_names n ON o.item_id = n.key LEFT JOIN items i ON o.item_id = i.item_id "
+        "ORDER BY n.name",
+        path,
     )
 
 
 def _row(line: int, text: str, release: Release) -> tuple[Any, ...]:
     """Return a row of the table `records`: one value for each of `_COLUMNS`."""
-    record = _record(text, release)
+    record = content_record(text, release)
     return (record[release.item], line, *item_needs(record), text)
-
-
-def _record(text: str, release: Release) -> dict[str, Any]:
-    """Return a record of the table: what it lacks is None, which counts as absent."""
-    return dict(zip(release.meta_keys, json.loads(text), strict=True))
 
 
 def _read_quickly(block: Block, release: Release, database: Database) -> _Wanted | None:
@@ -205,7 +196,7 @@ def _look_at_duplicates(release: Release, database: Database) -> None:
     )
     for rows in database.stream(query):
         ids, lines, texts = zip(*rows, strict=True)
-        filled = [item_content(_record(text, release), release).filled for text in texts]
+        filled = [item_content(content_record(text, release), release).filled for text in texts]
         database.append("filled", {"item_id": ids, "line": lines, "n": filled})
     database.execute(
         "UPDATE best SET line = chosen.line FROM (SELECT item_id, "

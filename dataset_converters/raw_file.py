@@ -66,7 +66,7 @@ class RawFile:
     whether the gzip stream was cut or damaged, and `source` the file's fingerprint.
 
     Args:
-        block: least bytes of lines in a block, but for the last one.
+        block: least bytes of lines in a block, but for the first and last one.
         folder: where the lines of a block are written, for DuckDB to read; three files take turns:
             one is being read, one waits, one is written. None: they are kept in memory.
 
@@ -158,7 +158,8 @@ class RawFile:
                     f"{self.path}, line {self.lines + lines.count + 1}: longer than "
                     f"{_LONGEST_LINE >> 20} MB. Expected one JSON object a line."
                 )
-            if lines.whole >= self._block:
+            # The first is small: whoever handles it has nothing to do meanwhile.
+            if lines.whole >= (self._block if self.lines else max(1, self._block // 8)):
                 rest = chunk[len(chunk) - lines.unfinished :]
                 yield self._lines_block(lines)
                 lines = _Lines(self._store())

@@ -12,9 +12,8 @@ from dataset_converters.amazon_records import Release
 from dataset_converters.database import Database
 from dataset_converters.files import sha256_file
 from dataset_converters.folder import BENCHMARK_HEADER, write_items
-from dataset_converters.item_content import item_row
-from dataset_converters.item_spool import spool_items, spooled_items
-from dataset_converters.item_table import item_contents
+from dataset_converters.item_rows import make_rows, spooled_items
+from dataset_converters.item_table import write_records
 from dataset_converters.split import PARTS
 
 _TAB = "'\t'"
@@ -33,15 +32,17 @@ class TablesWritten:
 def items_beside(database: Database, release: Release) -> Iterator[Future[Path]]:
     """Make the rows of the items in `events` while the block inside runs; the result is their file.
 
-    That is Python's work, and sessions are DuckDB's: each has a core to itself. The items to come
-    are known once the filters are through, but for what a cut of long sessions or a split drops.
+    The items to come are known once the filters are through, but for what a cut of long sessions or
+    a split drops.
     """
     database.execute("CREATE TABLE staying AS SELECT DISTINCT item_id FROM events")
-    path = database.folder / "items.tsv"
+    records, rows = database.folder / "records.tsv", database.folder / "items.tsv"
+    write_records(database, "staying", records)
+    count = int(database.value("SELECT count(*) FROM staying"))
 
     def make() -> Path:
-        spool_items(map(item_row, item_contents(database, release, "staying")), path)
-        return path
+        make_rows(records, rows, release, count)
+        return rows
 
     with ThreadPoolExecutor(max_workers=1) as worker:
         yield worker.submit(make)

@@ -21,7 +21,7 @@ from raw_amazon import (
     write_lines,
 )
 
-from dataset_converters import item_table, raw_file, review_table
+from dataset_converters import item_rows, item_table, raw_file, review_table
 from dataset_converters.amazon import convert_amazon
 from dataset_converters.errors import InputError
 
@@ -140,6 +140,30 @@ def test_lines_longer_than_the_database_reads() -> None:
     assert isinstance(quick, dict)
     assert quick == exact
     assert quick["items.jsonl"].count(b"word") == 1_000_000
+
+
+@pytest.mark.parametrize("odd", ["\\u00dc1", "a\\\\b", "\u65e5\u672c", "\\u0041"])
+@pytest.mark.parametrize("key", ["reviewerID", "asin"])
+def test_odd_ids_among_plain_ones_are_read_the_same_way(key: str, odd: str) -> None:
+    """Found among the names, after all reviews were read: they are read once more."""
+    lines = []
+    for item in ("I1", "I2"):
+        record = review("U1", item, 1_500_000_000)
+        record[key] = "PLACE"
+        lines.append(json.dumps(record).replace("PLACE", odd))
+    quick, exact = convert_both_ways([*GOOD, *lines], ITEMS)
+    assert isinstance(quick, dict)
+    assert quick == exact
+    assert json.loads(f'"{odd}"').encode() in quick["x.inter"]
+
+
+def test_rows_made_in_a_process_are_those_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = [line for line in ODD_ITEMS if line.startswith("{")]
+    here, _ = convert_both_ways(GOOD, [*ITEMS, *odd])
+    monkeypatch.setattr(item_rows, "_WORTH_A_PROCESS", 0)
+    there, _ = convert_both_ways(GOOD, [*ITEMS, *odd])
+    assert isinstance(here, dict)
+    assert here == there
 
 
 def test_many_blocks_keep_the_order_of_the_file(

@@ -14,8 +14,10 @@ import pytest
 from raw_amazon import meta, random_reviews, raw_files, review, write_lines
 
 from dataset_converters.amazon import convert_amazon
+from dataset_converters.amazon_records import RELEASES
 from dataset_converters.database import open_database
 from dataset_converters.errors import InputError
+from dataset_converters.item_rows import make_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CONVERT = (
@@ -55,6 +57,17 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, limit: int) -> 
     assert done.returncode == 2, done.stderr
     assert "Free disk space" in done.stdout
     assert list(target.iterdir()) == []
+
+
+def test_a_process_of_rows_tells_what_stopped_it(tmp_path: Path) -> None:
+    """Nowhere to write to, as the system tells; a record that is none, as Python does."""
+    records = tmp_path / "records.tsv"
+    records.write_text("I1\t\n")
+    with pytest.raises(FileNotFoundError):
+        make_rows(records, tmp_path / "absent" / "rows", RELEASES["2018"], 10_000)
+    records.write_text("I1\tno JSON\n")
+    with pytest.raises(RuntimeError, match="JSONDecodeError"):
+        make_rows(records, tmp_path / "rows", RELEASES["2018"], 10_000)
 
 
 def short_lines(path: Path, reviews: list[tuple[str, str, int]]) -> Path:
