@@ -64,7 +64,9 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         fine_tuning = int(config["epochs"])
         self.pretraining = pretraining_epochs(config, model)
         self.epochs = self.pretraining + fine_tuning
-        self.eval_step = max(1, min(int(config["eval_step"]), max(fine_tuning, 1)))
+        # A model that only counts is through after one epoch.
+        looked_at = fine_tuning if getattr(model, "is_trained", True) else 1
+        self.eval_step = max(1, min(int(config["eval_step"]), looked_at))
         self.stopping_step = int(config["stopping_step"])
         self.valid_metric = str(config["valid_metric"]).lower()
         self.valid_metric_bigger = bool(config["valid_metric_bigger"])
