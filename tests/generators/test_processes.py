@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from small_tpad import NAME
 from tiny_catalogue import TINY, write_catalogue
 
+from recbole_tpad.errors import InputError
+from recbole_tpad.stages.processes import Processes, processes
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -69,16 +72,18 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
-def test_sharded_parameters_are_refused(
-    count: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from recbole_tpad.errors import InputError
-    from recbole_tpad.stages.processes import processes
-
+def test_deepspeed_is_refused(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", count)
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     processes.cache_clear()
-    with pytest.raises(InputError, match=f"{kind} is asked for"):
+    with pytest.raises(InputError, match="DeepSpeed is asked for, but is not used here"):
         processes()
+    processes.cache_clear()
+
+
+def test_one_process_has_nothing_to_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    processes.cache_clear()
+    assert processes() == Processes()
     processes.cache_clear()
