@@ -16,13 +16,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_tpad import NAME
-from tiny_catalogue import write_backbone, write_catalogue
+from small_tpad import NAME, run_record
+from tiny_catalogue import read_lines, write_backbone, write_catalogue, write_lines
 
-from recbole_tpad.data import DatasetFolder
 from recbole_tpad.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("knowledge", "transition", "alignment")
+CONFIGURATION = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+num_machines: 1
+num_processes: 2
+use_cpu: true
+mixed_precision: 'no'
+"""
 # Cut so that the two processes have unequal numbers of micro-batches, chunks and shards.
 KEYS: dict[str, Any] = {
     "backbone.dtype": "float32",
@@ -56,20 +66,31 @@ def prepared(place: Path) -> dict[str, str]:
     }
 
 
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launcher(place: Path, *, accelerate: bool) -> list[str]:
+    """Two processes by accelerate, whose configuration says FSDP, or by torchrun."""
+    if not accelerate:
+        address = ["--master_addr", "127.0.0.1", "--master_port", port()]
+        return ["-m", "torch.distributed.run", "--nproc_per_node", "2", *address]
+    file = place / "fsdp.yaml"
+    file.write_text(CONFIGURATION)
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", port()]
+    return ["-m", "accelerate.commands.launch", "--config_file", str(file), *address]
+
+
 def start(
-    place: Path, processes: int, changes: dict[str, Any], *, update: bool = False
+    place: Path, launched: list[str], generator: str, changes: dict[str, Any]
 ) -> subprocess.Popen[str]:
-    launcher = []
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_addr", "127.0.0.1", "--master_port", port]
-    command = [sys.executable, "-W", "ignore", *launcher, "-m", "recbole_tpad", "embed"]
-    command += ["--dataset", NAME, "--data_path", str(place), "--generator", "tpad"]
-    command += ["--update"] if update else [f"--{k}={v}" for k, v in (KEYS | changes).items()]
-    asked = {"ACCELERATE_USE_FSDP": "true"} if processes > 1 else {}
+    """`embed` with changes to the small run; with none, of the tower that is there (`--update`)."""
+    command = [sys.executable, "-W", "ignore", *launched, "-m", "recbole_tpad", "embed"]
+    command += ["--dataset", NAME, "--data_path", str(place), "--generator", generator]
+    command += [f"--{k}={v}" for k, v in changes.items()] if changes else ["--update"]
+    asked = {"ACCELERATE_USE_FSDP": "true"} if "torch.distributed.run" in launched else {}
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -99,8 +120,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     return output
 
 
-def embed(place: Path, processes: int, changes: dict[str, Any], **more: bool) -> None:
-    finish(start(place, processes, changes, **more))
+def embed(
+    place: Path, launched: list[str], changes: dict[str, Any], generator: str = "tpad"
+) -> None:
+    finish(start(place, launched, generator, changes))
 
 
 def result(place: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -109,8 +132,8 @@ def result(place: Path, stage: str) -> tuple[dict[str, torch.Tensor], list[dict[
     return load_file(folder.with_name("weights.safetensors")), history
 
 
-def assert_equal_runs(one: Path, two: Path) -> None:
-    for stage in ("knowledge", "transition", "alignment"):
+def assert_equal_runs(one: Path, two: Path, *stages: str, store: str = "tpad") -> None:
+    for stage in stages:
         (wanted, history), (found, other) = result(one, stage), result(two, stage)
         assert set(found) == set(wanted)
         for name, tensor in wanted.items():
@@ -119,45 +142,59 @@ def assert_equal_runs(one: Path, two: Path) -> None:
             assert set(left) == set(right)
             for key in ("loss", "gradient_norm"):
                 assert right[key] == pytest.approx(left[key], rel=1e-3), (stage, key)
-    assert_equal_stores(one, two)
-
-
-def assert_equal_stores(one: Path, two: Path) -> None:
-    stores = [open_store(place / NAME / "embeddings" / "tpad") for place in (one, two)]
+    stores = [open_store(place / NAME / "embeddings" / store) for place in (one, two)]
     for name in stores[0].manifest.modalities:
         left, right = (np.asarray(store.array(name), dtype=np.float32) for store in stores)
         assert np.allclose(left, right, atol=2e-3), name  # fp16
 
 
+def encoded_by_the_first(place: Path) -> int:
+    record = run_record(open_store(place / NAME / "embeddings" / "tpad"))
+    (encoding,) = (stage for stage in record["stages"] if stage["name"] == "encoding")
+    return int(encoding["summary"]["items"])
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    for place, processes in (("one", 1), ("two", 2)):
-        embed(tmp_path / place, processes, prepared(tmp_path / place))
-    assert_equal_runs(tmp_path / "one", tmp_path / "two")
-    for place, processes in (("one", 1), ("two", 2)):
-        dataset = DatasetFolder.open(tmp_path / place, NAME)
-        file = dataset.path / "items.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        lines += [{**lines[0], "item_id": f"n{k}", "title": f"jug {k}"} for k in range(11)]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        embed(tmp_path / place, processes, {}, update=True)
-    assert_equal_stores(tmp_path / "one", tmp_path / "two")
+    one, two = tmp_path / "one", tmp_path / "two"
+    embed(one, [], KEYS | prepared(one))
+    embed(two, launcher(tmp_path, accelerate=True), KEYS | prepared(two))
+    assert_equal_runs(one, two, *STAGES)
+    assert (encoded_by_the_first(one), encoded_by_the_first(two)) == (24, 14)
+    for place in (one, two):
+        file = place / NAME / "items.jsonl"
+        lines = read_lines(file)
+        new = [{**lines[0], "item_id": f"n{k}", "title": f"jug {k}"} for k in range(11)]
+        write_lines(file, lines + new)
+    embed(one, [], {})
+    embed(two, launcher(tmp_path, accelerate=True), {})
+    assert_equal_runs(one, two)
+
+
+@pytest.mark.slow
+def test_notellm2(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    keys = {k: v for k, v in KEYS.items() if k.startswith("backbone.")}
+    keys |= {"compression.pairs_per_step": 8, "compression.chunk": 3, "compression.dimension": 8}
+    keys |= {"compression.loop.steps": 4, "compression.loop.learning_rate": 1e-3}
+    embed(one, [], keys | prepared(one), "notellm2")
+    embed(two, launcher(tmp_path, accelerate=False), keys | prepared(two), "notellm2")
+    assert_equal_runs(one, two, "notellm2", store="notellm2")
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    frequent = {"knowledge.loop.checkpoint_seconds": 0, "transition.loop.checkpoint_seconds": 0}
-    for place in ("whole", "killed"):
-        frequent |= prepared(tmp_path / place)
-    embed(tmp_path / "whole", 1, frequent)
-    work = tmp_path / "killed" / NAME / "stages"
-    for processes, stage in ((2, "knowledge"), (2, "transition")):
-        process = start(tmp_path / "killed", processes, frequent)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    often = {"knowledge.loop.checkpoint_seconds": 0, "transition.loop.checkpoint_seconds": 0}
+    embed(whole, [], KEYS | often | prepared(whole))
+    keys = KEYS | often | prepared(killed)
+    for stage in ("knowledge", "transition"):
+        process = start(killed, launcher(tmp_path, accelerate=False), "tpad", keys)
         deadline = time.monotonic() + 120
-        while not any(work.glob(f"{stage}-*.checkpoint/progress.json")):
+        while not any(killed.glob(f"{NAME}/stages/{stage}-*.checkpoint/progress.json")):
             assert process.poll() is None, process.communicate()[0][-4000:]
             assert time.monotonic() < deadline
             time.sleep(0.002)
         kill(process)
-    embed(tmp_path / "killed", 1, frequent)
-    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    embed(killed, [], keys)
+    assert_equal_runs(whole, killed, *STAGES)
