@@ -239,7 +239,7 @@ class Backbone(nn.Module, ABC):
         """
         if not self.divided:
             return own
-        most = torch.tensor(own, device=next(self.parameters()).device)
+        most = torch.tensor(int(own), device=next(self.parameters()).device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
 
