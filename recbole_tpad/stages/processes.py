@@ -6,6 +6,7 @@ of each batch, and gradients are added up.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from recbole_tpad.backbones.base import Backbone
-from recbole_tpad.backbones.divided import divide
+from recbole_tpad.backbones.divided import divide, held_bytes
 from recbole_tpad.errors import InputError
+
+logger = logging.getLogger("recbole_tpad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,5 +130,8 @@ def place(backbone: Backbone, device: torch.device, *, train_base: bool = False)
                 "frozen layers are divided. Turn train_base off, or use a plain multi-process "
                 "configuration (MULTI_GPU, MULTI_CPU)."
             )
+        whole = held_bytes(backbone)
         divide(backbone, device)
+        part, count = held_bytes(backbone), processes().count
+        logger.info("FSDP: %d processes hold %.2f of %.2f GB each.", count, part / 1e9, whole / 1e9)
     return backbone.to(device).eval()
