@@ -26,7 +26,7 @@ def child(rank: int, folder: Path, work: Callable[[], Found]) -> None:
     dist.destroy_process_group()
 
 
-def by_two(folder: Path, work: Callable[[], Found], seconds: float = 60) -> list[Found]:
+def by_two(folder: Path, work: Callable[[], Found], seconds: float = 300) -> list[Found]:
     """What two forked processes return, each of them with a part of every layer."""
     context = mp.start_processes(child, (folder, work), 2, join=False, start_method="fork")
     deadline = time.monotonic() + seconds
