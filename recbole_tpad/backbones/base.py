@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from recbole_tpad.backbones.vision_cache import VisionCache
@@ -117,11 +118,13 @@ class Backbone(nn.Module, ABC):
         loss_scale: gradients are this much larger inside the base than outside of it; more than
             1 keeps those of a float16 base from vanishing.
         vision_cache: features of the frozen vision encoder on disk, if it has a place there.
+        divided: its layers are divided among processes (`backbones.divided`).
     """
 
     active: str = TOWERS[0]
     loss_scale: float = 1.0
     vision_cache: VisionCache | None = None
+    divided: bool = False
 
     @property
     @abstractmethod
@@ -223,6 +226,22 @@ class Backbone(nn.Module, ABC):
         self.eval()
         with torch.no_grad():
             yield
+
+    def decoder(self) -> nn.Module | None:
+        """The frozen stack of layers that processes may divide; None where there is none."""
+        return None
+
+    def passes(self, own: int) -> int:
+        """Passes that this process has to make where `own` have something to compute.
+
+        Where processes divide the base's layers, the most that any of them needs, since each pass
+        needs the weights of all; to be asked by all of them at once. Elsewhere `own`.
+        """
+        if not self.divided:
+            return own
+        most = torch.tensor(int(own), device=next(self.parameters()).device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     @property
     def scale_now(self) -> float:

@@ -151,6 +151,11 @@ class ComposedBackbone(Backbone):
         }
         return language | {f"vision.{n}": p for n, p in self.vision.named_parameters()}
 
+    def decoder(self) -> nn.Module:
+        """The language model without its head."""
+        found: nn.Module = self.language_model.get_base_model().get_decoder()
+        return found
+
     def fitted_buffers(self) -> dict[str, torch.Tensor]:
         """The standardisation of the vision encoder's patches."""
         return {f"vision.{n}": b for n, b in self.vision.named_buffers()}
@@ -190,7 +195,7 @@ class ComposedBackbone(Backbone):
         head = self.language_model.get_output_embeddings()
         # In training, gradient caching's pass without gradients must draw the dropout of the other.
         if not (torch.is_grad_enabled() or self.training) and batch.prompts.plain:
-            read = ReadPositions(self.language_model.get_base_model().get_decoder())
+            read = ReadPositions(self.decoder())
             with read.only(summary_columns(batch.prompts, self.readout)):
                 hidden = self.hidden(*batch)
         else:
@@ -263,7 +268,7 @@ class ComposedBackbone(Backbone):
         cache: DynamicCache | None = None,
     ) -> tuple[torch.Tensor, DynamicCache | None]:
         """Last-layer states (B, L, H) of word vectors after what the cache holds; the cache."""
-        output = self.language_model.get_base_model().get_decoder()(
+        output = self.decoder()(
             inputs_embeds=words,
             attention_mask=mask,
             position_ids=places,
@@ -297,7 +302,7 @@ class ComposedBackbone(Backbone):
         answers = GreedyAnswers(len(batch.ids), self.tokenizer.eos_token_id)
         while True:
             tokens = self.language_model.get_output_embeddings()(hidden[:, -1]).argmax(-1)
-            if not answers.add(tokens) or answers.longest >= max_new_tokens:
+            if not self.passes(answers.add(tokens)) or answers.longest >= max_new_tokens:
                 return answers.ids
             new = mask.new_ones(len(mask), 1)
             mask, visible = torch.cat([mask, new], 1), torch.cat([visible, new.bool()], 1)

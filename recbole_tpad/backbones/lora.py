@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from recbole_tpad.backbones.base import TOWERS
@@ -71,13 +72,13 @@ def merged(model: nn.Module) -> Iterator[None]:
     """Within the context the active adapter is part of the weights; then they are as before.
 
     Nothing changes in half precision: there the sum would be rounded, and the towers differ by
-    less than that.
+    less than that. Nor in layers that are divided among processes.
     """
     kept = []
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
-            if weight.dtype == torch.float32:
+            if weight.dtype == torch.float32 and not isinstance(weight, DTensor):
                 kept.append((layer, weight, weight.data))
                 weight.data = weight.data.clone()
                 layer.merge()

@@ -161,6 +161,11 @@ class NativeBackbone(Backbone):
         """Name → parameter of everything shared by the towers."""
         return {f"model.{n}": p for n, p in self.model.named_parameters() if "lora_" not in n}
 
+    def decoder(self) -> nn.Module:
+        """The language model inside, without its head."""
+        found: nn.Module = self.model.get_base_model().base_model.get_decoder()
+        return found
+
     def full_training_parameters(self) -> dict[str, nn.Parameter]:
         """Refused: the vision side's output is computed once per image.
 
@@ -281,7 +286,7 @@ class NativeBackbone(Backbone):
         while True:
             state = output.last_hidden_state[:, -1]
             tokens = self.model.get_output_embeddings()(state).argmax(-1)
-            if not answers.add(tokens) or answers.longest >= max_new_tokens:
+            if not self.passes(answers.add(tokens)) or answers.longest >= max_new_tokens:
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             place = mask.sum(1, keepdim=True) - 1

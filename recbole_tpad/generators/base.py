@@ -50,7 +50,8 @@ class Generator(Protocol):
     """A way to make item embeddings.
 
     A new one is a Python file with one class of this shape, whose first argument is a dataclass of
-    settings, and a YAML file that names it.
+    settings, and a YAML file that names it. One that shares a base out among processes, where the
+    launcher asks for FSDP, says so by an attribute ``divides_base = True``.
     """
 
     def fingerprint(self, dataset: DatasetFolder) -> dict[str, str]:

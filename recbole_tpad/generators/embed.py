@@ -45,6 +45,7 @@ def embed(
         InputError: unknown data set, generator or key; content the generator cannot work with.
     """
     made = make_generator(generator, overrides)
+    _check_division(made, generator)
     folder = DatasetFolder.open(data_path, dataset)
     folder.verify_split()
     label = Path(generator).stem
@@ -150,6 +151,19 @@ def first_process() -> bool:
         processes().wait()
         return False
     return True
+
+
+def _check_division(generator: object, name: str) -> None:
+    """Refuse FSDP where a generator would not heed it: its user counts on the memory."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    from recbole_tpad.stages.processes import processes
+
+    if processes().divide and not getattr(generator, "divides_base", False):
+        raise InputError(
+            f"FSDP is asked for, but generator '{name}' does not divide its model. Use a plain "
+            "multi-process configuration (MULTI_GPU, MULTI_CPU)."
+        )
 
 
 def release_others() -> None:

@@ -51,7 +51,7 @@ from recbole_tpad.stages.compression import (
 )
 from recbole_tpad.stages.inputs import encode_states
 from recbole_tpad.stages.pairs import MetaPairs
-from recbole_tpad.stages.processes import processes
+from recbole_tpad.stages.processes import place, processes
 
 EXPORTS = ("multimodal", "visual")
 Parameters = dict[str, Any]
@@ -105,6 +105,8 @@ class NoteLlm2Generator:
         settings: see `NoteLlm2Settings`.
         device: None picks CUDA where there is one.
     """
+
+    divides_base = True
 
     def __init__(self, settings: NoteLlm2Settings, device: torch.device | None = None) -> None:
         self._settings = settings
@@ -211,9 +213,10 @@ class NoteLlm2Generator:
             )
         items = self._read(dataset)
         torch.manual_seed(settings.seed)
-        backbone = self._backbone(items, work, fingerprints).to(self.device).eval()
-        inputs = backbone.inputs(items, self.device)
         full = settings.compression.train_base
+        backbone = self._backbone(items, work, fingerprints)
+        backbone = place(backbone, self.device, train_base=full)
+        inputs = backbone.inputs(items, self.device)
         inputs.prepare(train_base=full)
         images = self._image_summaries(dataset, backbone, inputs, work, fingerprints, record)
         if not done:

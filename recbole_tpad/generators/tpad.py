@@ -57,7 +57,7 @@ from recbole_tpad.stages.knowledge import (
 )
 from recbole_tpad.stages.pairs import MetaPairs
 from recbole_tpad.stages.probes import knowledge_warnings, probe_knowledge
-from recbole_tpad.stages.processes import processes
+from recbole_tpad.stages.processes import place, processes
 from recbole_tpad.stages.signatures import alignment_warnings, balance_warnings
 from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
@@ -118,6 +118,8 @@ class TpadGenerator:
         settings: see `TpadSettings`.
         device: None picks CUDA where there is one.
     """
+
+    divides_base = True
 
     def __init__(self, settings: TpadSettings, device: torch.device | None = None) -> None:
         self._settings = settings
@@ -197,7 +199,11 @@ class TpadGenerator:
         parts = self._parts(run)
         # A base that is trained has features of its own: they must not outlive this run.
         shared = parts.kind != "tiny" and not self._settings.knowledge.train_base
-        backbone = load_backbone(parts, items, work if shared else None).to(self._device).eval()
+        backbone = place(
+            load_backbone(parts, items, work if shared else None),
+            self._device,
+            train_base=self._settings.knowledge.train_base and not self._settings.no_knowledge,
+        )
         inputs = ItemInputs(backbone, items, self._device)
 
         if not self._settings.no_knowledge:

@@ -29,6 +29,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_folder, sha256_json, write_json
 from recbole_tpad.settings import from_mapping
 from recbole_tpad.stages.encoding import EncodingRecord, EncodingSettings, encode_shards
+from recbole_tpad.stages.processes import place
 from recbole_tpad.store.item_embeddings import CONTENT_BYTES, Hashes
 from recbole_tpad.store.shards import ShardFolder
 
@@ -200,7 +201,7 @@ def load_for_encoding(work: Path, settings: TowerSettings, device: torch.device)
     backbone = load_backbone(settings.backbone, [], features)
     weights = load_tower(settings.folder(work) / "weights.safetensors", settings.base)
     put(_weights(backbone, settings), weights)
-    return backbone.to(device).eval()
+    return place(backbone, device, train_base=settings.train_base)
 
 
 def _weights(backbone: Backbone, settings: TowerSettings) -> Mapping[str, torch.Tensor]:

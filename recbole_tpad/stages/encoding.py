@@ -109,7 +109,8 @@ def encode_shards(
     """Encode what is missing in a folder of shards; return when all of it is there.
 
     While one shard is computed the next one is read and tokenised and the one before is written.
-    Of several processes each takes every n-th missing shard.
+    Of several processes each takes every n-th missing shard. Where they divide the base's layers,
+    one that has finished goes on computing until all have, for their sake.
 
     Args:
         backbone: with its weights.
@@ -146,6 +147,8 @@ def encode_shards(
             record.unreadable |= shard.inputs.unreadable
         if written is not None:
             written.result()
+        if backbone.divided and missing:
+            batches.go_along(backbone.inputs(items[:1], device))
     record.seconds = time.perf_counter() - started
     team.wait()
     return record
@@ -206,15 +209,28 @@ class _Batches:
             for name in self._backbone.widths
         }
 
+    def go_along(self, inputs: Inputs) -> None:
+        """Make the passes that other processes still need, on any items."""
+        batch = inputs.batch(torch.arange(len(inputs.items)))
+        while self._backbone.passes(0):
+            self._backbone.encode(batch)
+
     def _parts(self, shard: _Prepared, rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         size = len(rows) * int(shard.lengths[rows[-1]])
         if self._limit is None or size < self._limit or len(rows) == 1:
             try:
+                self._backbone.passes(1)  # says to the others that there is one more
                 states = self._backbone.encode(shard.inputs.batch(rows)).summaries
                 return [{name: values.half() for name, values in states.items()}]
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
+                if self._backbone.divided:
+                    raise InputError(
+                        f"A batch of {size:,} padded tokens does not fit into memory, and with a "
+                        "divided base no process can halve its own. Take a smaller "
+                        "encoding.batch_tokens; finished shards are kept."
+                    ) from error
                 if len(rows) == 1:
                     raise InputError(
                         f"Item '{shard.inputs.items[int(rows[0])].item_id}' alone, "

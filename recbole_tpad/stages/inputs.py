@@ -30,10 +30,14 @@ def encode_states(
     order = torch.argsort(inputs.lengths(), stable=True)
     team = processes()
     states = {n: torch.zeros(len(order), width) for n, width in backbone.widths.items()}
-    parts = order.split(batch)[team.rank :: team.count]
-    for rows in progress(parts, desc=f"encode ({tower})"):
+    every = order.split(batch)
+    own = every[team.rank :: team.count]
+    spare = backbone.passes(len(own)) - len(own)
+    for rows in progress(own, desc=f"encode ({tower})"):
         for name, values in backbone.encode(inputs.batch(rows)).summaries.items():
             states[name][rows] = values.float().cpu()
+    for rows in every[:spare]:
+        backbone.encode(inputs.batch(rows))  # others have one more, and need this process's part
     team.add_up(states.values(), inputs.device)
     return states
 
@@ -48,7 +52,8 @@ def name_items(backbone: Backbone, inputs: Inputs, rows: torch.Tensor, chunk: in
         chunk: items encoded at a time.
     """
     bad = []
-    for part in rows.split(chunk):
+    # With a divided base a pass needs all processes, and perhaps only this one has failed.
+    for part in () if backbone.divided else rows.split(chunk):
         states = backbone.encode(inputs.batch(part)).summaries.values()
         fine = torch.stack([torch.isfinite(s).all(1).cpu() for s in states]).all(0)
         bad += part[~fine].tolist()

@@ -159,6 +159,7 @@ def train_knowledge(
         if len(parts) == 1 and team.count == 1:
             loss, _ = part_loss(parts[0])
             return loss, {"loss_generation": loss.item(), **seen}
+        spare = backbone.passes(len(parts)) - len(parts)
         every = int(terms[chosen].sum())
         value = torch.zeros((), device=inputs.device)
         for part in parts:
@@ -166,6 +167,9 @@ def train_knowledge(
             share = loss * (count / every)
             share.backward()
             value += share.detach()
+        for _ in range(spare):
+            with torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []):
+                (part_loss(chosen[:1])[0] * 0).backward()
         team.add_up_gradients(parameters.values())
         team.add_up([value], inputs.device)
         # The gradients are there already: the loop's own backward ends in this leaf.

@@ -1,10 +1,12 @@
 """Several processes that train one stage together, as `accelerate launch` or `torchrun` start them.
 
-Every process holds the whole model, computes its share of each batch, and adds up gradients.
+Every process holds the whole model, or with FSDP a part of each frozen layer; it computes its share
+of each batch, and gradients are added up.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +18,11 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from recbole_tpad.backbones.base import Backbone
+from recbole_tpad.backbones.divided import divide, held_bytes
 from recbole_tpad.errors import InputError
+
+logger = logging.getLogger("recbole_tpad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,12 @@ class Processes:
     Attributes:
         rank: from 0; the first one writes files.
         count: how many there are.
+        divide: whether they divide the frozen base's layers among them (FSDP).
     """
 
     rank: int = 0
     count: int = 1
+    divide: bool = False
 
     @property
     def first(self) -> bool:
@@ -73,18 +81,13 @@ def processes() -> Processes:
     """The processes this one was started with: one, unless a launcher said otherwise.
 
     Raises:
-        InputError: a launcher asks for sharded parameters.
+        InputError: a launcher asks for DeepSpeed.
     """
-    for variable, name in (
-        ("ACCELERATE_USE_FSDP", "FSDP"),
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-    ):
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise InputError(
-                f"{name} is asked for, but parameters are not sharded here: every process holds "
-                "the whole base (docs/backbones.md says why). Use a plain multi-process "
-                "configuration (MULTI_GPU, MULTI_CPU)."
-            )
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError(
+            "DeepSpeed is asked for, but is not used here. Use FSDP, which divides the frozen base "
+            "(docs/backbones.md), or a plain multi-process configuration (MULTI_GPU, MULTI_CPU)."
+        )
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
@@ -102,4 +105,33 @@ def processes() -> Processes:
             rank=rank,
             world_size=count,
         )
-    return Processes(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size(), _asked("ACCELERATE_USE_FSDP"))
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
+
+
+def place(backbone: Backbone, device: torch.device, *, train_base: bool = False) -> Backbone:
+    """Move a loaded backbone to its device; of several processes each takes its part with FSDP.
+
+    Args:
+        backbone: as loaded.
+        device: where it computes.
+        train_base: a stage trains the base too.
+
+    Raises:
+        InputError: FSDP is asked for and there is nothing frozen to divide.
+    """
+    if processes().divide:
+        if train_base:
+            raise InputError(
+                "FSDP is asked for, but train_base is on: the whole base is trained, and only "
+                "frozen layers are divided. Turn train_base off, or use a plain multi-process "
+                "configuration (MULTI_GPU, MULTI_CPU)."
+            )
+        whole = held_bytes(backbone)
+        divide(backbone, device)
+        part, count = held_bytes(backbone), processes().count
+        logger.info("FSDP: %d processes hold %.2f of %.2f GB each.", count, part / 1e9, whole / 1e9)
+    return backbone.to(device).eval()

@@ -171,11 +171,14 @@ def encode_distinct(
     order = torch.argsort(inputs.lengths()[rows], stable=True)
     # Dealt out in turn, so that every process gets short and long texts.
     order = torch.cat([order[k :: processes()] for k in range(processes())])
-    states = cached_states(
-        encode, own_slice(rows[order]), chunk=chunk or len(rows), device=inputs.device
-    )
+    own, chunk = own_slice(rows[order]), chunk or len(rows)
+    parts = -(-len(own) // chunk)
+    most = backbone.passes(parts)
+    # Slices differ by an item at most: one more makes up for the chunk that others have.
+    more = rows[: most - parts]
+    states = cached_states(encode, torch.cat([own, more]), chunk=chunk, device=inputs.device)
     back = torch.argsort(order).to(inputs.device)
-    return {n: gather_slices(s, len(rows))[back] for n, s in states.items()}
+    return {n: gather_slices(s[: len(own)], len(rows))[back] for n, s in states.items()}
 
 
 def record_balance(states: dict[str, torch.Tensor], metrics: Metrics) -> None:

@@ -17,10 +17,13 @@ from transformers import (
     OPTForCausalLM,
     PreTrainedModel,
 )
+from two_processes import Found, by_two
 
 from recbole_tpad.backbones.composed import ComposedBackbone
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
+from recbole_tpad.stages.inputs import encode_states
+from recbole_tpad.stages.processes import place
 
 CPU = torch.device("cpu")
 
@@ -101,3 +104,15 @@ def test_generation(backbone: ComposedBackbone, items: list[Item]) -> None:
         backbone.generate(*inputs.batch(row[None], left=True), max_new_tokens=4)[0] for row in rows
     ]
     assert together == alone
+
+
+def test_two_processes_share_the_layers(
+    backbone: ComposedBackbone, items: list[Item], tmp_path: Path
+) -> None:
+    def states() -> Found:
+        placed = place(backbone, CPU)
+        return encode_states(placed, placed.inputs(items, CPU), "knowledge", batch=5)
+
+    wanted = states()
+    for found in by_two(tmp_path, states):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
