@@ -1,4 +1,4 @@
-"""Inline SVG charts. Colours come from the page's style sheet through the classes c0 … c8."""
+"""Inline SVG charts. Colours come from the page's style sheet through the classes c0 … c15."""
 
 from __future__ import annotations
 

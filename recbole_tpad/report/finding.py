@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from recbole_tpad.results import METRICS, MIN_SESSIONS, Group, Results, Spread, ranked_sessions
 
 COLD = ("rare", "unseen")
+_STORE = "\0"  # where a sentence names the item embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,7 @@ def find(results: Results) -> Finding:
     if not groups:
         return Finding("No run finished, so there is nothing to compare.", (), _failed(results))
     comparisons = compare(groups, metric)
-    stores = list(dict.fromkeys(c.store for c in comparisons))
-    headlines = [
-        _store_headline(s, [c for c in comparisons if c.store == s], metric) for s in stores
-    ]
+    headlines = _headlines(comparisons, metric)
     best = _best(groups, metric)
     details = [_sentence(c, metric) for c in comparisons]
     details += _cold_sentences(groups)
@@ -101,6 +99,25 @@ def shown(value: Spread) -> str:
 
 def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def _headlines(comparisons: Sequence[Comparison], metric: str) -> list[str]:
+    """One sentence for all item embeddings that it holds for."""
+    of_sentence: dict[str, list[str]] = {}
+    for store in dict.fromkeys(c.store for c in comparisons):
+        own = [c for c in comparisons if c.store == store]
+        of_sentence.setdefault(_store_headline(_STORE, own, metric), []).append(store)
+    return [
+        sentence.replace(_STORE, _each_of(stores, begins=sentence.startswith(_STORE)))
+        for sentence, stores in of_sentence.items()
+    ]
+
+
+def _each_of(names: Sequence[str], *, begins: bool) -> str:
+    if len(names) == 1:
+        return names[0]
+    each = "Each of" if begins else "each of"
+    return f"{each} {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _store_headline(store: str, comparisons: Sequence[Comparison], metric: str) -> str:

@@ -11,11 +11,13 @@ STYLE = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1d2327;--soft:#59636b;--rule:#dfe3e6;
 --grid:#e8ebed;--best:#eef6ef;--good:#1a7f4b;--bad:#b3402f;--note:#fff8e6;--note-rule:#e3c878;
 --c0:#7a858d;--c1:#2f6fb7;--c2:#d97a1e;--c3:#2f9168;--c4:#b0508f;--c5:#8a6a2f;--c6:#5a57c2;
---c7:#c2453d;--c8:#b9c0c5}
+--c7:#c2453d;--c8:#b9c0c5;--c9:#0f8b9d;--c10:#e06a9c;--c11:#6b8e23;--c12:#1f1f6b;--c13:#d4a017;
+--c14:#7b3f00;--c15:#35b3e6}
 @media (prefers-color-scheme:dark){:root{--bg:#15191c;--card:#1c2226;--ink:#e6eaec;--soft:#9aa6ae;
 --rule:#333c42;--grid:#2a3238;--best:#1f3327;--good:#5fc58f;--bad:#ec8a78;--note:#2e2a1c;
 --note-rule:#7c6a33;--c0:#98a4ac;--c1:#6aa9ee;--c2:#f0a35a;--c3:#5fc39a;--c4:#de8cc2;--c5:#c9a867;
---c6:#9a98f0;--c7:#ef857d;--c8:#4d575e}}
+--c6:#9a98f0;--c7:#ef857d;--c8:#4d575e;--c9:#3fc3d3;--c10:#f59ac0;--c11:#a5c95a;--c12:#c8ccff;
+--c13:#f0cc57;--c14:#c98a5e;--c15:#7fd0f5}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);
@@ -78,6 +80,8 @@ svg .row-name{fill:var(--ink)}
 .whisker{stroke:currentColor;stroke-width:2}.ink{color:var(--ink);stroke-width:1.2}
 .c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}
 .c4{color:var(--c4)}.c5{color:var(--c5)}.c6{color:var(--c6)}.c7{color:var(--c7)}.c8{color:var(--c8)}
+.c9{color:var(--c9)}.c10{color:var(--c10)}.c11{color:var(--c11)}.c12{color:var(--c12)}
+.c13{color:var(--c13)}.c14{color:var(--c14)}.c15{color:var(--c15)}
 .facts{font-size:.875rem;display:flex;flex-wrap:wrap;gap:2px 22px;margin:4px 0 10px;padding:0;
 list-style:none}
 .empty{color:var(--soft);font-size:.875rem;padding:12px 0}
@@ -102,7 +106,8 @@ thead th{white-space:normal}.extra{display:none}td .sd{display:block;font-size:.
 td.wrap{min-width:9.5em}}
 @media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--rule:#bbb;
 --grid:#ddd;--best:#eee;--good:#14663c;--bad:#8f3224;--c0:#6b757c;--c1:#245a96;--c2:#b8640f;
---c3:#247552;--c4:#8f3f74;--c5:#6f5524;--c6:#47449f;--c7:#9f352e;--c8:#aab2b7}
+--c3:#247552;--c4:#8f3f74;--c5:#6f5524;--c6:#47449f;--c7:#9f352e;--c8:#aab2b7;--c9:#0b6a78;
+--c10:#b04c78;--c11:#52701a;--c12:#15154a;--c13:#a37a0e;--c14:#5f3000;--c15:#1d86b0}
 body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}.scroll{overflow:visible}
 table{font-size:8pt}th,td{padding:3px 5px}h2,h3,.caption,.legend,.facts{break-after:avoid}
 tr,.example li{break-inside:avoid}

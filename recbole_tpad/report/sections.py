@@ -15,13 +15,17 @@ NONE = "no item embeddings"
 DASH = "\N{EN DASH}"
 
 
+# The classes of the style sheet for series; c0 is "none", c8 what does not matter.
+_SERIES = [f"c{number}" for number in range(1, 16) if number != 8]
+
+
 class Colours:
     """One colour class a kind of item embeddings, the same in every chart."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         stores = dict.fromkeys(g.item_embeddings for g in groups if g.item_embeddings is not None)
         self._classes: dict[str | None, str] = {None: "c0"}
-        self._classes |= {name: f"c{1 + i % 7}" for i, name in enumerate(stores)}
+        self._classes |= {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(stores)}
         used = {group.item_embeddings for group in groups}
         self.entries = [(c, name or NONE) for name, c in self._classes.items() if name in used]
 

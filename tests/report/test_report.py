@@ -16,6 +16,8 @@ import pytest
 from recbole_tpad.errors import InputError
 from recbole_tpad.report import write_report
 from recbole_tpad.report.finding import find
+from recbole_tpad.report.page import STYLE
+from recbole_tpad.report.sections import Colours
 from recbole_tpad.results import Spread, read_results
 
 Save = Callable[[Any], Path]
@@ -221,6 +223,34 @@ def test_headline(
 ) -> None:
     made = with_metric(content, {("A", None): plain, ("A", "t"): with_store})
     assert expected in headline(made, save)
+
+
+def test_headline_says_once_what_holds_for_several(content: Any, save: Save) -> None:
+    values: dict[tuple[str, str | None], list[float]] = {("A", None): [0.20, 0.21]}
+    values |= {("A", "t"): [0.30, 0.31], ("A", "u"): [0.40, 0.41]}
+    values |= {("A", "v"): [0.10, 0.11], ("A", "w"): [0.50, 0.51]}
+    assert headline(with_metric(content, values), save) == (
+        "Each of t, u and w raises NDCG@10 for 1 of 1 model. v lowers NDCG@10 for 1 of 1 model."
+    )
+    one_seed = {key: scores[:1] for key, scores in values.items()}
+    text = headline(with_metric(content, one_seed), save)
+    assert text.startswith("With each of t, u and w, NDCG@10 is higher for 1 of 1 model, on a ")
+    assert text.count("no evidence") == 2
+
+
+def test_every_kind_of_item_embeddings_has_a_colour_of_its_own(content: Any, save: Save) -> None:
+    """Fourteen of them; each with a colour in the style sheet, light, dark and on paper."""
+    names = [f"store{k}" for k in range(14)]
+    values: dict[tuple[str, str | None], list[float]] = {("A", name): [0.2] for name in names}
+    colours = Colours(read_results(save(with_metric(content, values))).groups())
+    classes = {colours[name] for name in names}
+    assert len(classes) == 14
+    for name in classes:
+        assert len(re.findall(rf"--{name}:(#[0-9a-f]{{6}})", STYLE)) == 3
+        assert f".{name}{{color:var(--{name})}}" in STYLE
+    for theme in range(3):
+        shades = {re.findall(rf"--{name}:(#[0-9a-f]{{6}})", STYLE)[theme] for name in classes}
+        assert len(shades) == 14
 
 
 def test_headline_without_embeddings_names_the_best_and_its_rivals(
