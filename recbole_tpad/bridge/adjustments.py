@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
 logger = logging.getLogger("recbole_tpad")
+_FLOODED, _MANY_TIMES = 0.1, 3  # from where on cold items are too many (assumption)
 
 KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # In units of the model's score, which for cross-entropy are nats.
@@ -79,7 +80,7 @@ def fit_adjustments(
     if found is None:
         return {}
     model.eval()
-    found.cold_shift.zero_()
+    found.leave_cold_out()
     chosen: dict[str, float] = {}
     if found.terms:
         chosen = _fit_weights(config, found, trainer, loaders.valid)
@@ -95,6 +96,7 @@ def fit_adjustments(
         if not 0 <= share <= 1:
             raise InputError(f"cold_share={given} must be in [0, 1].")
         k = max(config["topk"])
+        found.cold_shift.zero_()
         shifts = [
             entry_shifts(scores, found.cold, k)
             for scores in _training_scores(config, model, train, whole=continued)
@@ -258,6 +260,26 @@ def cold_rates(config: Any, model: Any, loaders: Any) -> dict[str, dict[str, flo
             f"cold_places@{k}": total.cold_slots / max(total.slots, 1),
         },
     }
+
+
+def flooding_warning(slices: Mapping[str, Mapping[str, float]], k: int) -> str | None:
+    """Return what to do where cold items take far more places than targets are cold, else None.
+
+    Args:
+        slices: ``rows`` of each slice of the test part, with what `cold_rates` returns.
+        k: the largest of ``topk``.
+    """
+    flooded = slices["warm"].get(f"flooding@{k}", 0.0)
+    places = slices["unseen"].get(f"cold_places@{k}", 0.0)
+    share = slices["unseen"]["rows"] / sum(own["rows"] for own in slices.values())
+    if flooded < _FLOODED or places < _MANY_TIMES * share:
+        return None
+    return (
+        f"Items without a training interaction take {places:.1%} of the places, and {flooded:.0%} "
+        f"of the lists for other targets show one, but {share:.1%} of the test targets are such. "
+        "The model's scores say little about them: cold_items=calibrated gives them the share that "
+        "the training part suggests, cold_items=exclude leaves them out."
+    )
 
 
 def _scores_with_target(config: Any, model: Any, batch: Any, dataset: Any) -> Tensor:

@@ -16,7 +16,12 @@ import numpy.typing as npt
 import torch
 from recbole.utils import init_seed
 
-from recbole_tpad.bridge.adjustments import check_adjustments, cold_rates, fit_adjustments
+from recbole_tpad.bridge.adjustments import (
+    check_adjustments,
+    cold_rates,
+    fit_adjustments,
+    flooding_warning,
+)
 from recbole_tpad.bridge.config import SessionConfig, parse_value
 from recbole_tpad.bridge.dataset import Loaders, load_data
 from recbole_tpad.bridge.examples import example_sessions
@@ -260,6 +265,9 @@ def _result(
     slices = slices_by_frequency(ranking.ranks, counts, topk)
     for name, rates in cold_rates(config, model, loaders).items():
         slices[name].update(rates)
+    warned = flooding_warning(slices, max(config["topk"]))
+    if warned is not None and config["cold_items"] in (None, "score"):
+        logger.warning(warned)
     store = config["item_embeddings"]
     best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}
     shown = example_sessions(

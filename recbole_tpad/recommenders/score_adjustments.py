@@ -39,6 +39,8 @@ class ScoreAdjustments(nn.Module):
     """score + Σ weight · kernel + shift of the session's own items; cold items shifted or left out.
 
     Weights and shifts are 0 until they are fitted after training; they are kept in checkpoints.
+    Cold items that are to be shifted are left out until then, so that the epoch and the weights
+    are not chosen among scores that nothing in training holds where they are.
 
     Args:
         cold: items without a training interaction, (n_items,), padding left out.
@@ -67,10 +69,16 @@ class ScoreAdjustments(nn.Module):
         super().__init__()
         self.mode, self.kernels = mode, dict(kernels)
         self.terms = (*self.kernels, "history_shift") if own_items else tuple(self.kernels)
-        for name in (*self.terms, "cold_shift"):
+        for name in self.terms:
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("cold_shift", torch.zeros(()))
+        self.leave_cold_out()
         self.register_buffer("kernel_decay", torch.ones(()))
         self.register_buffer("cold", cold, persistent=False)
+
+    def leave_cold_out(self) -> None:
+        """Take back the shift of cold items; in mode ``calibrated`` they are out until the next."""
+        self.cold_shift.fill_(float("-inf") if self.mode == "calibrated" else 0.0)
 
     def term(self, name: str, item_seq: Tensor) -> Tensor:
         """Return what the weight `name` multiplies, (B, n_items).
@@ -97,9 +105,9 @@ class ScoreAdjustments(nn.Module):
             weight = float(getattr(self, name))
             if weight:
                 scores = torch.add(scores, self.term(name, item_seq), alpha=weight)
-        if self.mode == "exclude":
-            return scores.masked_fill(self.cold, float("-inf"))
         shift = float(self.cold_shift)
+        if self.mode == "exclude" or shift == float("-inf"):
+            return scores.masked_fill(self.cold, float("-inf"))
         return scores + shift * self.cold.to(scores.dtype) if shift else scores
 
 
