@@ -84,7 +84,8 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
 
     The paper drops items that training never saw; here they stay as candidates (``corrected``).
     Such an item is no negative of the recommendation loss, has no ID row, and is its own neighbour
-    in the propagation, so that its modality row is on the scale of the others (assumption).
+    in the propagation (assumption). Its modality row is then as long as the others' but, with
+    several layers, farther from their mean, since theirs are averages: `cold_items` bounds it.
 
     Training-only artefacts (graph, partners, strangers) come from the training sessions, each
     counted once however many prefix rows it has.

@@ -8,8 +8,12 @@ import pytest
 from tiny_catalogue import write_catalogue
 
 from recbole_tpad.bridge.runner import run
+from recbole_tpad.data import DatasetFolder
+from recbole_tpad.evaluation.grid import evaluate
 from recbole_tpad.evaluation.suite import RunSpec, expand, read_suite
 from recbole_tpad.generators.embed import embed
+from recbole_tpad.report import write_report
+from recbole_tpad.results import read_results
 
 SUITES = ("sanity", "cold-start", "system")
 ROWS = [(name, spec) for name in SUITES for spec in expand(read_suite(name, 1))]
@@ -35,3 +39,25 @@ def test_a_row_runs(row: tuple[str, RunSpec], catalogue: Path, tmp_path: Path) -
     result = run({**keys, "checkpoint_dir": str(tmp_path)})
     assert 0 <= result.ndcg <= 1
     assert 0 <= result.valid["NDCG@10"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_comes_to_its_tables_and_report(
+    suite: str, folder: DatasetFolder, tmp_path: Path
+) -> None:
+    path = evaluate(
+        folder.path.parent,
+        folder.name,
+        suite,
+        seeds=1,
+        jobs=2,
+        output_dir=tmp_path,
+        overrides={"epochs": 2},
+        progress=lambda line: None,
+    )
+    results = read_results(path)
+    assert len(results.rows) == len(expand(read_suite(suite, 1)))
+    assert not results.failed
+    assert write_report(path).stat().st_size > 50_000
+    assert "CoOccurrence" in (tmp_path / "table.md").read_text()
