@@ -33,6 +33,11 @@ class Colours:
         return self._classes[store]
 
 
+def _untrained(groups: Sequence[Group]) -> bool:
+    rows = [row for group in groups for row in group.rows]
+    return bool(rows) and all(row.loss == "none" for row in rows)
+
+
 def protocol_line(results: Results, groups: Sequence[Group]) -> Html:
     """Return what must be known to compare these numbers with others."""
     protocol, data = results.content["protocol"], results.content["dataset"]
@@ -61,7 +66,8 @@ def protocol_line(results: Results, groups: Sequence[Group]) -> Html:
         ("Model selection", f"{protocol.get('valid_metric', 'unknown')} on validation"),
         (
             "Loss",
-            ", ".join(trained_losses(groups)) or "unknown",
+            ", ".join(trained_losses(groups))
+            or ("none, nothing is trained" if _untrained(groups) else "unknown"),
         ),
         (
             "Seeds",

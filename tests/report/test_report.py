@@ -17,7 +17,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.report import write_report
 from recbole_tpad.report.finding import find
 from recbole_tpad.report.page import STYLE
-from recbole_tpad.report.sections import Colours
+from recbole_tpad.report.sections import Colours, protocol_line
 from recbole_tpad.results import Spread, read_results
 
 Save = Callable[[Any], Path]
@@ -223,6 +223,16 @@ def test_headline(
 ) -> None:
     made = with_metric(content, {("A", None): plain, ("A", "t"): with_store})
     assert expected in headline(made, save)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"), [("none", "none, nothing is trained"), ("CE", "CE"), (None, "unknown")]
+)
+def test_the_loss_is_named(loss: str | None, shown: str, content: Any, save: Save) -> None:
+    made = with_metric(content, {("A", None): [0.2]})
+    made["rows"][0] |= {"loss": loss, "epochs": 0 if loss == "none" else 3}
+    results = read_results(save(made))
+    assert f"Loss </span><b>{shown}</b>" in str(protocol_line(results, results.groups()))
 
 
 def test_headline_says_once_what_holds_for_several(content: Any, save: Save) -> None:
