@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class RunResult:
     """One row of ``results.json``, and what it was computed from.
 
     Attributes:
-        metrics, valid: HR@k and NDCG@k on the test and on the validation part (best epoch).
+        metrics, valid: HR@k and NDCG@k on the test and on the validation part (best epoch, with
+            what was chosen after it).
         slices: test metrics by training frequency of the target: ``warm`` (≥ 5), ``rare``
             (1 to 4), ``unseen`` (0), each with its number of ``rows``; with item embeddings and
             cold targets also the rates of `cold_rates`.
@@ -235,6 +236,9 @@ def _run(config: SessionConfig, *, saved: bool, on_epoch: Any) -> RunResult:
     seconds = trainer.seconds_before + time.perf_counter() - start
     file = str(trainer.saved_model_file) if saved else None
     result = _result(config, trainer, loaders, ranking, adjustments, seconds, file)
+    if adjustments:  # the best epoch's score is without them
+        ranks = trainer.rank(loaders.valid, show).ranks
+        result = replace(result, valid=metrics_at(ranks, config["topk"]))
     trainer.forget_state()
     return result
 

@@ -92,6 +92,9 @@ def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any], mod
         return float(((ranks <= 10) / np.log2(ranks + 1)).mean())
 
     chosen = validated()
+    # Of what is recommended; the best epoch's own score is in the curve.
+    assert result.valid["NDCG@10"] == pytest.approx(chosen)
+    assert result.valid != result.curve[result.best_epoch]["valid"]
     last = list(choices)[-1]  # the others may have lost a little by what was chosen after them
     assert chosen == max(validated(**{last: value}) for value in choices[last])
     zero = {name: 0.0 for name in choices if name != "kernel_decay"}
