@@ -101,7 +101,8 @@ def read_reviews(
 
     A block of lines is read by DuckDB; one with anything irregular in it is read again line by line
     with Python's parser, as all are with `exact`. Both give the same rows. Without `look_at_ids`
-    that of an id is not asked of each row (a sixth of DuckDB's time), but once of each name.
+    it is not asked of each row (a sixth of DuckDB's time) whether its ids are plain, but of each
+    name once.
 
     Raises:
         OddIds: some may not be plain, and there was no look at each. Start again with one.
