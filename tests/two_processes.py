@@ -36,4 +36,4 @@ def by_two(folder: Path, work: Callable[[], Found], seconds: float = 300) -> lis
     finally:
         for process in context.processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
