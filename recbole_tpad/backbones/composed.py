@@ -183,11 +183,9 @@ class ComposedBackbone(Backbone):
         words: torch.Tensor = self.language_model.get_input_embeddings()(batch.ids.clamp(min=0))
         seen = tower.connector(visual.float())  # towers stay in float32 on a half-precision base
         seen = torch.where(has_image[:, None, None], seen, tower.no_image)
-        places = (batch.ids == VISUAL_TOKEN).unsqueeze(-1)
-        words = words.masked_scatter(places, seen.to(words.dtype))
+        words = _filled(words, batch.ids == VISUAL_TOKEN, seen.flatten(0, 1))
         for marker, row in ((IMAGE_SUMMARY, 0), (TEXT_SUMMARY, 1)):
-            place = (batch.ids == marker).unsqueeze(-1)
-            words = torch.where(place, tower.summary_tokens[row].to(words.dtype), words)
+            words = _filled(words, batch.ids == marker, tower.summary_tokens[row])
         return words
 
     def encode(self, batch: ComposedBatch) -> Encoded:
@@ -310,3 +308,8 @@ class ComposedBackbone(Backbone):
             seen = self._additive(mask.bool() & visible)[:, None, None] if self.gist_mask else mask
             words = self.language_model.get_input_embeddings()(tokens[:, None])
             hidden, _ = self._decode(words, seen, places, cache)
+
+
+def _filled(words: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Word vectors (B, L, H) with others, (n, H) or one for all, at some places (B, L)."""
+    return words.index_put(torch.nonzero(places, as_tuple=True), values.to(words.dtype))

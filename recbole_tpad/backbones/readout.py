@@ -60,7 +60,8 @@ class ReadPositions:
         implementation = getattr(getattr(attention, "config", None), "_attn_implementation", None)
         narrowed = implementation == "sdpa" and all(isinstance(m, nn.Module) for m in around)
         self._attention: Any = attention if narrowed else None
-        parts = [getattr(last, "mlp", None), *(around if narrowed else [])]
+        alone = [getattr(last, "post_attention_layernorm", None), getattr(decoder, "norm", None)]
+        parts = [getattr(last, "mlp", None), *alone, *(around if narrowed else [])]
         self._parts = [part for part in parts if isinstance(part, nn.Module)]
 
     @contextmanager

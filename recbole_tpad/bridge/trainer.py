@@ -37,6 +37,7 @@ from recbole_tpad.bridge.training_state import (
     state_path,
 )
 from recbole_tpad.errors import InputError
+from recbole_tpad.host_memory import keep_freed_memory
 from recbole_tpad.progress import progress
 
 __all__ = ["TRIMMED", "SessionTrainer", "TrainingError"]
@@ -61,6 +62,7 @@ class SessionTrainer(Trainer):  # type: ignore[misc]
         # Not RecBole's own constructor: it opens a TensorBoard writer and a wandb run.
         self.config, self.model = config, model
         self.device = config["device"]
+        keep_freed_memory(self.device.type)
         fine_tuning = int(config["epochs"])
         self.pretraining = pretraining_epochs(config, model)
         self.epochs = self.pretraining + fine_tuning

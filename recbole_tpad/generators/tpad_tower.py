@@ -126,8 +126,7 @@ def encode(
 
 def encoding_sha256(settings: EncodingSettings, device: torch.device) -> str:
     """Hash of how a catalogue is cut into shards and batches."""
-    shards = {"shard_items": settings.shard_items, "batch_tokens": settings.tokens_on(device)}
-    return sha256_json(shards)
+    return sha256_json(settings.manner(device))
 
 
 def encoding_stage(done: EncodingRecord, seconds: float) -> dict[str, Any]:

@@ -11,19 +11,24 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from recbole_tpad.backbones.base import Backbone, Inputs
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
+from recbole_tpad.host_memory import keep_freed_memory
 from recbole_tpad.progress import progress
 from recbole_tpad.settings import at_least
 from recbole_tpad.stages.processes import processes
 from recbole_tpad.store.shards import SHARD_ITEMS, ShardFolder
 
-# Padded tokens a batch: enough to keep a GPU's matrix units busy; on a CPU what its cache holds.
-_DEFAULT_TOKENS = {"cuda": 16384, "cpu": 1024}
+# Padded tokens a batch: enough to keep a GPU's matrix units busy; on a CPU as many as its cache
+# holds the states of, measured at widths of 96 and 384, and enough for weights to be read seldom.
+_GPU_TOKENS = 16384
+_CPU_TOKENS = 1024
+_CPU_STATES = 2048 * 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,9 @@ class EncodingSettings:
     """The section `encoding` of a generator's YAML.
 
     Attributes:
-        batch_tokens: items side by side times the longest of them; 0: 16384 on a GPU, 1024 on a
-            CPU. Moves results by less than fp16's rounding.
+        batch_tokens: items side by side times the longest of them; 0: 16384 on a GPU; on a CPU
+            1024, or more for a model that is less than 192 wide (tpad-tiny: 2048). Moves results by
+            less than fp16's rounding.
         shard_items: items a file, and what a kill costs at most.
     """
 
@@ -43,9 +49,16 @@ class EncodingSettings:
         at_least("encoding", 0, batch_tokens=self.batch_tokens)
         at_least("encoding", 1, shard_items=self.shard_items)
 
-    def tokens_on(self, device: torch.device) -> int:
-        """The budget on a device."""
-        return self.batch_tokens or _DEFAULT_TOKENS.get(device.type, _DEFAULT_TOKENS["cuda"])
+    def tokens_on(self, device: torch.device, width: int) -> int:
+        """The budget on a device for a model of some width."""
+        if self.batch_tokens or device.type != "cpu":
+            return self.batch_tokens or _GPU_TOKENS
+        return max(_CPU_TOKENS, _CPU_STATES // width)
+
+    def manner(self, device: torch.device) -> dict[str, Any]:
+        """What decides how a catalogue is cut into shards and, for a given model, batches."""
+        rule = [_CPU_TOKENS, _CPU_STATES] if device.type == "cpu" else _GPU_TOKENS
+        return {"shard_items": self.shard_items, "batch_tokens": self.batch_tokens or rule}
 
 
 @dataclass(slots=True)
@@ -124,13 +137,14 @@ def encode_shards(
         InputError: states that are NaN or beyond fp16, one item that does not fit into memory, a
             full or read-only disk. Finished shards stay and are not computed again.
     """
+    keep_freed_memory(device.type)
     team = processes()
     missing = folder.missing()
     team.wait()  # nobody writes before everyone has looked
     own = missing[team.rank :: team.count]
     record = EncodingRecord()
     started = time.perf_counter()
-    batches = _Batches(backbone, settings.tokens_on(device), record)
+    batches = _Batches(backbone, settings.tokens_on(device, max(backbone.widths.values())), record)
     with (
         backbone.encoding(tower),
         ThreadPoolExecutor(1) as reader,
@@ -220,8 +234,9 @@ class _Batches:
         if self._limit is None or size < self._limit or len(rows) == 1:
             try:
                 self._backbone.passes(1)  # says to the others that there is one more
-                states = self._backbone.encode(shard.inputs.batch(rows)).summaries
-                return [{name: values.half() for name, values in states.items()}]
+                with torch.inference_mode(not self._backbone.divided):  # FSDP does not bear it
+                    states = self._backbone.encode(shard.inputs.batch(rows)).summaries
+                    return [{name: values.half() for name, values in states.items()}]
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise

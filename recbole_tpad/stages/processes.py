@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from recbole_tpad.backbones.base import Backbone
 from recbole_tpad.backbones.divided import divide, held_bytes
 from recbole_tpad.errors import InputError
+from recbole_tpad.host_memory import keep_freed_memory
 
 logger = logging.getLogger("recbole_tpad")
 
@@ -134,4 +135,5 @@ def place(backbone: Backbone, device: torch.device, *, train_base: bool = False)
         divide(backbone, device)
         part, count = held_bytes(backbone), processes().count
         logger.info("FSDP: %d processes hold %.2f of %.2f GB each.", count, part / 1e9, whole / 1e9)
+    keep_freed_memory(device.type)
     return backbone.to(device).eval()

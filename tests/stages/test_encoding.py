@@ -224,4 +224,11 @@ def test_the_head_of_the_language_model_is_not_run(
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="encoding: shard_items"):
         EncodingSettings(shard_items=0)
-    assert EncodingSettings().tokens_on(CPU) < EncodingSettings().tokens_on(torch.device("cuda"))
+    gpu = torch.device("cuda")
+    ours = EncodingSettings()
+    assert [ours.tokens_on(CPU, width) for width in (96, 384, 4096)] == [2048, 1024, 1024]
+    assert ours.tokens_on(gpu, 96) == ours.tokens_on(gpu, 4096) == 16384
+    set_by_hand = EncodingSettings(batch_tokens=7)
+    assert set_by_hand.tokens_on(CPU, 96) == 7
+    assert ours.manner(CPU) != ours.manner(gpu)
+    assert set_by_hand.manner(CPU) == set_by_hand.manner(gpu)
