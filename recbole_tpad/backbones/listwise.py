@@ -124,9 +124,10 @@ class ListwiseReader:
             ids += self._backbone.image_tokens(len(pooled_features(image)))
         return [*ids, *self._texts[row], *self._break]
 
-    @torch.no_grad()
-    def __call__(self, history: Sequence[int], candidates: Sequence[int]) -> torch.Tensor:
-        """Logits of the candidates' letters, (K,) float32 on the CPU, in the order given."""
+    def prompt(
+        self, history: Sequence[int], candidates: Sequence[int]
+    ) -> tuple[list[int], list[dict[str, torch.Tensor]]]:
+        """Token ids of a request, and the features of the images shown in it, in order."""
         images: list[dict[str, torch.Tensor]] = []
         ids = list(self._start)
         for number, row in enumerate(history, start=1):
@@ -134,7 +135,12 @@ class ListwiseReader:
         ids += self._candidates
         for letter, row in zip(LETTERS, candidates, strict=False):
             ids += self._line(letter, row, self._shown != "none", images)
-        ids += self._end
+        return ids + self._end, images
+
+    @torch.no_grad()
+    def __call__(self, history: Sequence[int], candidates: Sequence[int]) -> torch.Tensor:
+        """Logits of the candidates' letters, (K,) float32 on the CPU, in the order given."""
+        ids, images = self.prompt(history, candidates)
         batch = NativeBatch(collate([Prompt(ids, [], asks=False)]).to(self._device), images)
         last = self._backbone.hidden(batch)[:, -1]
         logits = self._backbone.model.get_output_embeddings()(last)[0].float().cpu()

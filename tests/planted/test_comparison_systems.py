@@ -1,12 +1,14 @@
 """Every comparison system is beaten by itself with shuffled features on a small demo shop.
 
 The models of the generators are small and random, so this says that content reaches the
-recommender through each of them, not how much a pretrained one would bring. The re-ranker has no
-such row: which letter a random language model would say next tells nothing of the items.
+recommender through each of them, not how much a pretrained one would bring. The re-ranker's model
+is taught the shop's rule first: which letter a random one would say next tells nothing of the items.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,9 +21,12 @@ import pytest
 import tiny_native
 import torch
 
+from planted.knowing_reranker import BACKBONE, CANDIDATES, PROMPT, write_knowing_reranker
 from planted.line import Line, make_line, shuffled_map
 from recbole_tpad.bridge.runner import run
 from recbole_tpad.demo.line import NAME
+from recbole_tpad.demo.shop import load_truth, shop_files
+from recbole_tpad.demo.world import STYLES
 from recbole_tpad.generators.embed import embed
 from recbole_tpad.store import open_store
 
@@ -152,6 +157,36 @@ def test_bipnet(line: Line) -> None:
         file.write_text(text)
     print(f"\nBiPNet {own} shuffled {shuffled}")
     assert statistics.mean(own) > statistics.mean(shuffled)
+
+
+def test_reranker(line: Line, tmp_path: Path) -> None:
+    """Reading the candidates' own texts puts the target higher, reading another item's lower."""
+    follows = load_truth(shop_files(line.root / "raw").truth).follows["style"].tolist()
+    rule = {STYLES[k].capitalize(): STYLES[v].capitalize() for k, v in enumerate(follows)}
+    model = write_knowing_reranker(tmp_path / "knowing", list(line.folder.items), rule)
+    mixed = Line(tmp_path / "mixed")
+    shutil.copytree(line.folder.path, mixed.data_path / NAME)
+    file = mixed.folder.path / "items.jsonl"
+    records = [json.loads(row) for row in file.read_text().splitlines()]
+    others = records[1:] + records[:1]
+    file.write_text(
+        "".join(
+            json.dumps({**other, "item_id": own["item_id"]}) + "\n"
+            for own, other in zip(records, others, strict=True)
+        )
+    )
+    rerank = {
+        **{"preset": "qwen2vl", "top_k": CANDIDATES, "history": 1, "images": "none"},
+        **{"prompt": PROMPT, "backbone": {"model": str(model), **BACKBONE}},
+    }
+    keys = {**RUN, "model": "CoOccurrence", "seed": 1, "rerank": rerank}
+    own, shuffled = (run({**keys, "data_path": str(w.data_path)}) for w in (line, mixed))
+    assert own.rerank is not None
+    assert shuffled.rerank is not None
+    base = own.rerank["base_metrics"]["NDCG@10"]
+    print(f"\nre-ranked {own.ndcg:.4f}, not {base:.4f}, with others' texts {shuffled.ndcg:.4f}")
+    assert shuffled.rerank["base_metrics"]["NDCG@10"] == base
+    assert own.ndcg > base > shuffled.ndcg
 
 
 def test_stores_differ_only_in_their_rows(line: Line) -> None:
