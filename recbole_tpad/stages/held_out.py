@@ -14,6 +14,7 @@ from recbole_tpad.errors import InputError
 from recbole_tpad.files import atomic_path
 from recbole_tpad.stages.generation_rate import measure
 from recbole_tpad.stages.loop import Metrics
+from recbole_tpad.stages.processes import processes
 
 HELD_OUT_LOSS = "held_out_loss"
 
@@ -54,7 +55,9 @@ class HeldOut:
     """Looks at held-out items every so many steps; keeps the best weights for an early stop.
 
     The looks depend on the parameters only and consume none of torch's global random numbers, so
-    they change no training, and a resumed run finds its past looks in the loop's history.
+    they change no training, and a resumed run finds its past looks in the loop's history. Of
+    several processes the first one's loss counts: sums may differ in their last digits, and where
+    one stopped and another did not, they would wait for each other for ever.
 
     Args:
         backbone: the backbone being trained.
@@ -93,7 +96,7 @@ class HeldOut:
         if not self._every or step == 0 or step % self._every:
             return {}
         self._backbone.eval()
-        loss = held_out_loss(self._backbone, self._inputs, self._rows)
+        loss = self._loss()
         found = {HELD_OUT_LOSS: loss}
         named = [r for r in self._rows if self._inputs.items[r].keywords]
         if len(named) > 1:
@@ -118,6 +121,10 @@ class HeldOut:
             return False
         return min(losses[-self._patience :]) >= min(losses[: -self._patience])
 
+    def _loss(self) -> float:
+        own = held_out_loss(self._backbone, self._inputs, self._rows)
+        return processes().first_says(own, self._inputs.device)
+
     @torch.no_grad()
     def take_best(self, history: Sequence[Metrics]) -> None:
         """Go back to the weights of the lowest loss, if an earlier look's was lower than now.
@@ -128,7 +135,7 @@ class HeldOut:
         if not self._patience or not losses:
             return
         self._backbone.eval()
-        if min(losses) < held_out_loss(self._backbone, self._inputs, self._rows):
+        if min(losses) < self._loss():
             kept = load_file(self._best)
             for name, parameter in self._parameters.items():
                 parameter.copy_(kept[name])

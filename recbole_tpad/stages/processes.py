@@ -67,6 +67,14 @@ class Processes:
                 dist.all_reduce(moved)
                 tensor.copy_(moved)
 
+    def first_says(self, value: float, device: torch.device) -> float:
+        """The first process's value, for decisions that all have to make alike."""
+        if self.count == 1:
+            return value
+        said = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.broadcast(said, 0)
+        return float(said)
+
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the summed gradients; one that has none yet counts as zero."""
         if self.count == 1:

@@ -13,12 +13,12 @@ from two_processes import Found, by_two
 from recbole_tpad.backbones.base import Backbone
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
-from recbole_tpad.stages import knowledge
+from recbole_tpad.stages import held_out, knowledge
 from recbole_tpad.stages.encoding import EncodingSettings, encode_shards
 from recbole_tpad.stages.knowledge import KnowledgeSettings, train_knowledge
 from recbole_tpad.stages.loop import LoopSettings
 from recbole_tpad.stages.probes import probe_knowledge
-from recbole_tpad.stages.processes import place
+from recbole_tpad.stages.processes import place, processes
 from recbole_tpad.store.shards import ShardFolder
 
 CPU = torch.device("cpu")
@@ -112,3 +112,37 @@ def test_a_batch_that_does_not_fit(
     shards = ShardFolder(tmp_path, [i.item_id for i in items], backbone.widths, 20)
     with pytest.raises(InputError, match=r"Take a smaller encoding\.batch_tokens"):
         encode_shards(backbone, items, shards, EncodingSettings(), CPU)
+
+
+def test_the_end_is_one_process_affair(
+    items: list[Item], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out losses that differ, as they may on GPUs, neither part the processes nor hang them."""
+    settings = KnowledgeSettings(
+        LoopSettings(steps=8, learning_rate=1e-2),
+        batch_size=4,
+        holdout=0.3,
+        evaluate_every=1,
+        patience=2,
+    )
+
+    def train(folder: Path) -> Found:
+        looks = iter(range(100))
+        rank = processes().rank
+
+        def differing(*_: object) -> float:  # better and better for the second process alone
+            return 5.0 - next(looks) if rank else 5.0 + next(looks)
+
+        monkeypatch.setattr(held_out, "held_out_loss", differing)
+        backbone = loaded(checkpoint)
+        inputs = backbone.inputs(items, CPU)
+        inputs.prepare(train_base=False)
+        result = train_knowledge(backbone, inputs, settings, folder, seed=0)
+        parameters = backbone.trained_parameters("knowledge")
+        weights = {n: p.detach().clone() for n, p in parameters.items()}
+        return {"weights": weights, "steps": len(result.history), "stopped": result.stopped}
+
+    first, second = by_two(tmp_path, lambda: train(tmp_path / "two"), seconds=100)
+    assert first["stopped"]
+    assert first["steps"] == second["steps"] == 4  # looks after steps 1, 2 and 3
+    torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
