@@ -176,8 +176,12 @@ def test_reranker(line: Line, tmp_path: Path) -> None:
         )
     )
     rerank = {
-        **{"preset": "qwen2vl", "top_k": CANDIDATES, "history": 1, "images": "none"},
-        **{"prompt": PROMPT, "backbone": {"model": str(model), **BACKBONE}},
+        "preset": "qwen2vl",
+        "top_k": CANDIDATES,
+        "history": 1,
+        "images": "none",
+        "prompt": PROMPT,
+        "backbone": {"model": str(model), **BACKBONE},
     }
     keys = {**RUN, "model": "CoOccurrence", "seed": 1, "rerank": rerank}
     own, shuffled = (run({**keys, "data_path": str(w.data_path)}) for w in (line, mixed))
