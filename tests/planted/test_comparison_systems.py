@@ -2,7 +2,7 @@
 
 The models of the generators are small and random, so this says that content reaches the
 recommender through each of them, not how much a pretrained one would bring. The re-ranker's model
-is taught the shop's rule first: which letter a random one would say next tells nothing of the items.
+is taught the shop's rule first: which letter a random one would say next tells nothing of items.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def test_a_batch_that_does_not_fit(
 def test_the_end_is_one_process_affair(
     items: list[Item], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Held-out losses that differ, as they may on GPUs, neither part the processes nor hang them."""
+    """Held-out losses that differ, as they may on GPUs, neither part processes nor hang them."""
     settings = KnowledgeSettings(
         LoopSettings(steps=8, learning_rate=1e-2),
         batch_size=4,
