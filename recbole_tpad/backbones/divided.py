@@ -35,8 +35,7 @@ def divide(backbone: Backbone, device: torch.device) -> None:
             f"FSDP is asked for, but {type(backbone).__name__} has no frozen decoder layers to "
             "divide. Use a plain multi-process configuration (MULTI_GPU, MULTI_CPU)."
         )
-    towers = [backbone.tower_parameters(tower).values() for tower in TOWERS]
-    trained = {parameter for tower in towers for parameter in tower}
+    trained = _tower_parameters(backbone)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in layers:
         for parameter in layer.parameters():
@@ -54,6 +53,24 @@ def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
     """The layers of a decoder: what its direct lists of modules hold."""
     lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
     return [layer for modules in lists for layer in modules]
+
+
+def _tower_parameters(backbone: Backbone) -> set[nn.Parameter]:
+    towers = [backbone.tower_parameters(tower).values() for tower in TOWERS]
+    return {parameter for tower in towers for parameter in tower}
+
+
+def expected_bytes(backbone: Backbone, count: int) -> int:
+    """Bytes of a whole backbone's parameters that each of `count` processes would hold of it.
+
+    What does not divide evenly is padded, by less than a thousandth of a real model.
+    """
+    decoder = backbone.decoder()
+    layers = decoder_layers(decoder) if decoder is not None else []
+    trained = _tower_parameters(backbone)
+    inside = {p for layer in layers for p in layer.parameters()} - trained
+    shared = sum(p.numel() * p.element_size() for p in inside)
+    return held_bytes(backbone) - shared + -(-shared // count)
 
 
 def held_bytes(backbone: Backbone) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from recbole_tpad.backbones.composed import ComposedBackbone
+from recbole_tpad.backbones.divided import expected_bytes
 from recbole_tpad.backbones.encoder_loading import empty_encoder
 from recbole_tpad.backbones.native import NativeBackbone
 from recbole_tpad.backbones.settings import DTYPES, BackboneSettings
@@ -28,6 +29,7 @@ from recbole_tpad.stages.knowledge import KnowledgeSettings, trained_parameters
 from recbole_tpad.stages.transition import TransitionSettings
 
 _GIGA = 1e9
+_PROCESSES = (2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,16 @@ def _sizes(
         parts = f"vision {vision:,}, language model {base - vision:,}"
     labelled = sum(bool(i.keywords or i.category) for i in items)
     shown = sum(i.image is not None for i in items)
+    divided = []
+    if not stages.knowledge.train_base:
+        held = [f"{expected_bytes(empty, n) / _GIGA:.2f} GB of {n}" for n in _PROCESSES]
+        divided = [f"Weights a process with FSDP: {', '.join(held)}"]
     return [
         f"Items: {len(items):,}, {shown:,} with an image, {labelled:,} with an answer",
         f"Parameters: {parts}, each of two towers {tower:,}; stage 1 trains {trained:,}",
         f"Weights: {weights / _GIGA:.2f} GB ({backbone.dtype}); gradients and Adam's moments of "
         f"what stage 1 trains: {trained * 12 / _GIGA:.2f} GB",
+        *divided,
     ]
 
 

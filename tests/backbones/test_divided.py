@@ -15,7 +15,7 @@ from two_processes import Found, by_two
 from recbole_tpad.backbones import loading
 from recbole_tpad.backbones.base import TOWERS, Backbone
 from recbole_tpad.backbones.composed import ComposedBackbone
-from recbole_tpad.backbones.divided import decoder_layers, held_bytes
+from recbole_tpad.backbones.divided import decoder_layers, expected_bytes, held_bytes
 from recbole_tpad.backbones.settings import BackboneSettings
 from recbole_tpad.data import Item
 from recbole_tpad.errors import InputError
@@ -103,6 +103,7 @@ def test_each_process_holds_its_part(checkpoint: Path, tmp_path: Path) -> None:
         assert part["own"] == part["numbers"] / 2
         assert not part["trained"]
         assert part["bytes"] == held_bytes(whole) - part["own"] * 4
+        assert part["bytes"] == pytest.approx(expected_bytes(whole, 2), rel=0.001)
 
 
 def test_answers_that_end_at_different_times(

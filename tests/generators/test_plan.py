@@ -49,6 +49,10 @@ def test_the_plan_of_the_tiny_preset(folder: DatasetFolder) -> None:
         " in all",
     ):
         assert expected in text
+    assert "FSDP" not in text  # train_base: nothing is frozen
+    frozen = merge(SMALL, {"knowledge": {"train_base": False}})
+    text = "\n".join(plan_embedding(folder.path.parent, NAME, "tpad-tiny", overrides=frozen))
+    assert re.search(r"Weights a process with FSDP: 0\.00 GB of 2, 0\.00 GB of 4, ", text)
     alone = merge(SMALL, {"no_alignment": True})
     text = "\n".join(plan_embedding(folder.path.parent, NAME, "tpad-tiny", overrides=alone))
     assert "transition" not in text
