@@ -234,7 +234,7 @@ class _Batches:
         if self._limit is None or size < self._limit or len(rows) == 1:
             try:
                 self._backbone.passes(1)  # says to the others that there is one more
-                with torch.inference_mode(not self._backbone.divided):  # FSDP does not bear it
+                with torch.inference_mode(not self._backbone.divided):  # not tried with FSDP
                     states = self._backbone.encode(shard.inputs.batch(rows)).summaries
                     return [{name: values.half() for name, values in states.items()}]
             except RuntimeError as error:
