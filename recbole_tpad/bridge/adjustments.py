@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from recbole_tpad.recommenders.cold_items import (
     calibrated_shift,
     cold_errors,
     entry_shifts,
-    unseen_share,
 )
+from recbole_tpad.recommenders.row_smoothing import AUTO, RowSmoothing
 from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 
@@ -33,7 +33,9 @@ KERNEL_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # In units of the model's score, which for cross-entropy are nats.
 HISTORY_SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 KERNEL_DECAYS = (1.0, 0.8, 0.6, 0.4)
+ROW_STRENGTHS = (0.0, 0.3, 1.0, 3.0, 10.0)
 _CHOICES = {
+    "row_smoothing": ROW_STRENGTHS,
     "kernel_weight": KERNEL_WEIGHTS,
     "cooccurrence_weight": KERNEL_WEIGHTS,
     "similarity_weight": KERNEL_WEIGHTS,
@@ -60,11 +62,14 @@ def check_adjustments(config: Any) -> None:
 def fit_adjustments(
     config: Any, model: Any, trainer: Any, loaders: Any, *, saved: bool
 ) -> dict[str, float]:
-    """Choose kernels' weights and the shift of own items on validation, then that of cold items.
+    """Choose rows' smoothing, kernels' weights and the shift of own items on validation.
+
+    Last comes the shift of cold items.
 
     Args:
         config: keys ``kernel_weight``, ``cooccurrence_weight``, ``similarity_weight``,
-            ``kernel_decay``, ``history_shift`` and ``cold_share``; null: choose, estimate.
+            ``kernel_decay``, ``history_shift`` and ``cold_share``; null: choose, estimate;
+            ``row_smoothing`` ``auto``: choose.
         model: the trained model.
         trainer: its `SessionTrainer`.
         loaders: its data.
@@ -77,20 +82,19 @@ def fit_adjustments(
         InputError: a weight or a share that is out of range.
     """
     found: ScoreAdjustments | None = getattr(model, "score_adjustments", None)
-    if found is None:
+    smoothing = next((m for m in model.modules() if isinstance(m, RowSmoothing) and m.free), None)
+    if found is None and smoothing is None:
         return {}
     model.eval()
-    found.leave_cold_out()
-    chosen: dict[str, float] = {}
-    if found.terms:
-        chosen = _fit_weights(config, found, trainer, loaders.valid)
-    if found.mode == "calibrated":
-        train = loaders.train._dataset
+    if found is not None:
+        found.leave_cold_out()
+    chosen = _fit_weights(config, found, smoothing, trainer, loaders.valid)
+    if found is not None and found.mode == "calibrated":
+        train, valid = loaders.train._dataset, loaders.valid._dataset
         given = config["cold_share"]
-        continued = _continues(train, loaders.valid._dataset)
+        continued = _continues(train, valid)
         if given is None:
-            sessions = training_sessions(train)[1]
-            share = unseen_share(sessions, train.item_num, last_items=continued)
+            share = float(found.cold.cpu()[valid.inter_feat[valid.iid_field]].float().mean())
         else:
             share = float(given)
         if not 0 <= share <= 1:
@@ -112,32 +116,42 @@ def fit_adjustments(
 
 
 def _fit_weights(
-    config: Any, found: ScoreAdjustments, trainer: Any, valid: Any
+    config: Any,
+    found: ScoreAdjustments | None,
+    smoothing: RowSmoothing | None,
+    trainer: Any,
+    valid: Any,
 ) -> dict[str, float]:
     """Set and return the weights: given ones as they are, the others chosen on validation.
 
     One at a time, the others held, twice where there are several; of equal ones the first choice.
     """
-    names = [*found.terms, *(["kernel_decay"] if found.kernels else [])]
+    numbers = {} if smoothing is None else {"row_smoothing": smoothing.strength}
+    if found is not None:
+        names = [*found.terms, *(["kernel_decay"] if found.kernels else [])]
+        numbers |= {name: getattr(found, name) for name in names}
     chosen: dict[str, float] = {}
-    for name in names:
-        if config[name] not in (None, "auto"):
+    for name, number in numbers.items():
+        if config[name] not in (None, AUTO):
             chosen[name] = _given(name, config[name])
         # The first choice changes nothing; an earlier fit of this model is no place to start from.
-        getattr(found, name).fill_(chosen.get(name, _CHOICES[name][0]))
-    free = [name for name in names if name not in chosen]
+        number.fill_(chosen.get(name, _CHOICES[name][0]))
+    free = [name for name in numbers if name not in chosen]
     sign = 1.0 if trainer.valid_metric_bigger else -1.0
     for _ in range(min(2, len(free))):
         for name in free:
-            scores = _scores_by_choice(config, found, trainer, valid, name)
+            if found is None or name == "row_smoothing":
+                scores = _scores_by_number(numbers[name], _CHOICES[name], trainer, valid)
+            else:
+                scores = _scores_by_choice(config, found, trainer, valid, name)
             # max keeps the first of equals.
             best = max(range(len(scores)), key=lambda k: sign * scores[k])
             chosen[name] = _CHOICES[name][best]
-            getattr(found, name).fill_(chosen[name])
+            numbers[name].fill_(chosen[name])
             logger.info(
                 "%s %g by %s %.4f", name, chosen[name], config["valid_metric"], scores[best]
             )
-    return {name: chosen[name] for name in names}
+    return {name: chosen[name] for name in numbers}
 
 
 def _given(name: str, value: Any) -> float:
@@ -150,6 +164,17 @@ def _given(name: str, value: Any) -> float:
     if not right:
         raise InputError(f"{name}={value} must be {wanted}.")
     return number
+
+
+def _scores_by_number(
+    number: Tensor, choices: Sequence[float], trainer: Any, valid: Any
+) -> list[float]:
+    """Return the validation score under each choice of what the model's own scores depend on."""
+    scores = []
+    for choice in choices:
+        number.fill_(choice)
+        scores.append(trainer._score(trainer._recbole_result(trainer.rank(valid))))
+    return scores
 
 
 def _scores_by_choice(
@@ -278,7 +303,7 @@ def flooding_warning(slices: Mapping[str, Mapping[str, float]], k: int) -> str |
         f"Items without a training interaction take {places:.1%} of the places, and {flooded:.0%} "
         f"of the lists for other targets show one, but {share:.1%} of the test targets are such. "
         "The model's scores say little about them: cold_items=calibrated gives them the share that "
-        "the training part suggests, cold_items=exclude leaves them out."
+        "they have among the validation part's targets, cold_items=exclude leaves them out."
     )
 
 

@@ -131,4 +131,17 @@ def build_model(config: Any, train: Any) -> Any:
     if not getattr(config.model_class, "takes_item_embeddings", False):
         attach_item_embeddings(model, config, train)
     attach_score_adjustments(model, config, train)
+    _refuse_unused_smoothing(model, config)
     return model
+
+
+def _refuse_unused_smoothing(model: Any, config: Any) -> None:
+    from recbole_tpad.recommenders.row_smoothing import NONE, RowSmoothing
+
+    given = config["row_smoothing"]
+    if given in (None, NONE) or any(isinstance(m, RowSmoothing) for m in model.modules()):
+        return
+    reason = "needs item_embeddings"
+    if config["item_embeddings"] is not None:
+        reason = "changes item tables made from item_embeddings, and this model has none"
+    raise InputError(f"{config['model']}: row_smoothing={given} {reason}. Leave it out.")

@@ -17,6 +17,7 @@ from recbole_tpad.bridge import shims
 from recbole_tpad.bridge.models import OUR_MODELS
 from recbole_tpad.errors import InputError
 from recbole_tpad.presets import properties_dir, read_preset, read_yaml
+from recbole_tpad.recommenders.row_smoothing import AUTO
 from recbole_tpad.recommenders.score_adjustments import ADJUSTMENT_KEYS
 
 _PACKAGE = "recbole.model.sequential_recommender"
@@ -146,6 +147,8 @@ def _with_ours(original: Any) -> Any:
             return  # ours; it reads its own layers
         internal, external = self.internal_config_dict, self.external_config_dict
         ignored = [k for k, v in ADJUSTMENT_KEYS.items() if external.get(k, v) not in (v, None)]
+        if external.get("row_smoothing") == AUTO:
+            ignored.append(f"row_smoothing='{AUTO}'")
         if ignored:
             raise InputError(
                 f"RecBole's own run_recbole would ignore {' and '.join(ignored)}. "

@@ -270,7 +270,8 @@ def _result(
     for name, rates in cold_rates(config, model, loaders).items():
         slices[name].update(rates)
     warned = flooding_warning(slices, max(config["topk"]))
-    if warned is not None and config["cold_items"] in (None, "score"):
+    adjusted = getattr(model, "score_adjustments", None)
+    if warned is not None and (adjusted is None or adjusted.mode == "score"):
         logger.warning(warned)
     store = config["item_embeddings"]
     best = curve[trainer.best_epoch] if trainer.best_epoch >= 0 else {}

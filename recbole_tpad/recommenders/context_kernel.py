@@ -10,6 +10,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from recbole_tpad.errors import InputError
+
 _BLOCK = 2048
 
 
@@ -77,8 +79,7 @@ def similarity_kernel(
     Returns:
         (n_items, n_items); the padding row and column are empty.
     """
-    centred = rows - (rows[trained] if trained.any() else rows[1:]).mean(axis=0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8)
+    unit = _unit_rows(rows, trained)
     n, k = len(rows), min(neighbours, len(rows) - 1)
     indices, values = [], []
     for start in range(1, n, _BLOCK):
@@ -92,3 +93,67 @@ def similarity_kernel(
     return sparse.csr_matrix(
         (np.concatenate(values).ravel(), np.concatenate(indices).ravel(), crow), shape=(n, n)
     )
+
+
+def nearest_trained(
+    rows: npt.NDArray[np.float32],
+    items: npt.NDArray[np.int64],
+    trained: npt.NDArray[np.bool_],
+    temperature: float,
+    neighbours: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return for each item the most similar others that occur in training, and their shares.
+
+    Args:
+        rows: frozen features, (n_items, F); centred here on the items that occur in training.
+        items: whose neighbours, (M,).
+        trained: which items occur in training, (n_items,); at least one.
+        temperature: τ > 0.
+        neighbours: most that an item gets.
+
+    Returns:
+        Item ids, (M, k), and shares ∝ exp(cos / τ) that sum to one, (M, k).
+    """
+    unit, columns = _unit_rows(rows, trained), np.flatnonzero(trained)
+    known = np.ascontiguousarray(unit[columns].T)
+    place = np.cumsum(trained) - 1
+    k = max(1, min(neighbours, len(columns) - 1))
+    near = np.empty((len(items), k), dtype=np.int64)
+    shares = np.empty((len(items), k), dtype=np.float32)
+    for start in range(0, len(items), _BLOCK):
+        block = items[start : start + _BLOCK]
+        cosine = unit[block] @ known
+        own = np.flatnonzero(trained[block])
+        if len(columns) > 1:
+            cosine[own, place[block[own]]] = -np.inf
+        found = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+        best = np.take_along_axis(cosine, found, axis=1)
+        weight = np.exp((best - best.max(axis=1, keepdims=True)) / temperature)
+        near[start : start + _BLOCK] = columns[found]
+        shares[start : start + _BLOCK] = weight / weight.sum(axis=1, keepdims=True)
+    return near, shares
+
+
+def kernel_settings(config: Any) -> tuple[float, int]:
+    """Return ``kernel_temperature`` and ``kernel_neighbours``.
+
+    Raises:
+        InputError: out of range.
+    """
+    temperature, neighbours = float(config["kernel_temperature"]), int(config["kernel_neighbours"])
+    if temperature <= 0 or neighbours < 1:
+        raise InputError(
+            f"kernel_temperature={temperature} must be positive and kernel_neighbours="
+            f"{neighbours} at least 1."
+        )
+    return temperature, neighbours
+
+
+def _unit_rows(
+    rows: npt.NDArray[np.float32], trained: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    centred = rows - (rows[trained] if trained.any() else rows[1:]).mean(axis=0)
+    found: npt.NDArray[np.float32] = centred / np.maximum(
+        np.linalg.norm(centred, axis=1, keepdims=True), 1e-8
+    )
+    return found

@@ -17,7 +17,11 @@ from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
 from recbole_tpad.recommenders.catalogue_loss import catalogue_cross_entropy
 from recbole_tpad.recommenders.dimo_losses import ProxyLoss, criterion_loss
-from recbole_tpad.recommenders.dimo_tables import propagated_tables, read_tables
+from recbole_tpad.recommenders.dimo_tables import (
+    connected_tables,
+    propagated_tables,
+    read_tables,
+)
 from recbole_tpad.recommenders.fused_tables import initial_rows
 from recbole_tpad.recommenders.item_features import (
     EvaluationCache,
@@ -32,12 +36,15 @@ from recbole_tpad.recommenders.item_graph import (
     top_partners,
 )
 from recbole_tpad.recommenders.propagation import Propagation, SparseMatrix
+from recbole_tpad.recommenders.row_smoothing import make_row_smoothing
 from recbole_tpad.recommenders.session_attention import SessionAttention
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+from recbole_tpad.recommenders.similar_items import SimilarItems
 from recbole_tpad.recommenders.table_groups import TableGroup
 
 VARIANTS = ("corrected", "official")
 REDUCTIONS = ("sum", "mean")
+UNSEEN_EDGES = ("similar", "own")
 
 
 class Losses(NamedTuple):
@@ -57,7 +64,8 @@ class Explanation:
         reason: ``bought together``: the ID view carries the score and `context_item` shares
             training sessions with the item. ``connected``: the ID view carries it, but nothing in
             the session ever shared one; `context_item` is the nearest by propagated ID rows.
-            ``similar``: the modality view carries it; `context_item` is the nearest by modality.
+            ``similar``: the modality view carries it, or training never saw the item, which has no
+            ID row of its own; `context_item` is the nearest by modality.
             ``repeated``: instead of these two where the item itself is in the session, to which
             it is of course nearest; `context_item` is the item.
         context_item: RecBole id of the context item the reason refers to.
@@ -83,9 +91,10 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
     criterion.
 
     The paper drops items that training never saw; here they stay as candidates (``corrected``).
-    Such an item is no negative of the recommendation loss, has no ID row, and is its own neighbour
-    in the propagation (assumption). Its modality row is then as long as the others' but, with
-    several layers, farther from their mean, since theirs are averages: `cold_items` bounds it.
+    Such an item is no negative of the recommendation loss and has no ID row. With item embeddings
+    it co-occurs, in evaluation, as the items do that are similar to it (``unseen_edges: similar``,
+    an assumption). ``own`` makes it its own neighbour; its modality row is then as long as the
+    others' but, with several layers, farther from their mean, since theirs are averages.
 
     Training-only artefacts (graph, partners, strangers) come from the training sessions, each
     counted once however many prefix rows it has.
@@ -122,6 +131,13 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
         self.id_attention = SessionAttention(size, heads, dropout)
         if features is not None:
             self._build_modality_view(Settings(config), features, size)
+        counts = training_item_counts(dataset)
+        self.smoothing = make_row_smoothing(Settings(config), features, counts, unseen=False)
+        self.similar: SimilarItems | None = None
+        unseen = np.flatnonzero(~self.trained.numpy())[1:]
+        edges = _choice(config, "unseen_edges", UNSEEN_EDGES)
+        if features is not None and len(unseen) and edges == "similar":
+            self.similar = SimilarItems(Settings(config), features, unseen)
         self.two_views = self.adapter is not None or self.modality_embedding is not None
         if self.two_views:
             self.modality_attention = SessionAttention(size, heads, dropout)
@@ -209,20 +225,25 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
 
         In evaluation they are computed once and kept until a parameter changes.
         """
-        parameters = list(self.parameters())
+        parameters: list[Tensor] = list(self.parameters())
+        if self.smoothing is not None:
+            parameters.append(self.smoothing.strength)
         if not self.training and not torch.is_grad_enabled():
             kept = self._cache.get(parameters)
             if kept is not None:
                 return kept  # type: ignore[no-any-return]
-        dropout = self.table_dropout if self.training else 0.0
-        table = propagated_tables(
-            self.item_embedding.weight,
-            self.modality_table(),
-            self.trained,
-            dropout,
-            self.propagation,
-            self.n_layers,
-        )
+        own, modality, layers = self.item_embedding.weight, self.modality_table(), self.n_layers
+        if self.similar is None or self.training or modality is None:
+            dropout = self.table_dropout if self.training else 0.0
+            table = propagated_tables(
+                own, modality, self.trained, dropout, self.propagation, layers
+            )
+        else:
+            table = connected_tables(
+                own, modality, self.trained, self.propagation, layers, self.similar
+            )
+        if self.smoothing is not None and not self.training:
+            table = self.smoothing(table, views=2)
         if not self.training and not torch.is_grad_enabled():
             self._cache.put(parameters, table)
         return table
@@ -356,14 +377,13 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
             context = item_seq[b, : int(lengths[b])]
             met = np.asarray(self.counts[item, context.cpu().numpy()].todense()).ravel()
             id_share, modality_share = float(shares[0][b]), float(shares[1][b])
-            if id_share > modality_share and met.any():
+            by_id = id_share > modality_share and bool(self.trained[item])
+            if by_id and met.any():
                 best, reason = int(met.argmax()), "bought together"
             elif bool((context == item).any()):
                 best, reason = int((context == item).int().argmax()), "repeated"
             else:
-                view, reason = (
-                    (views[0], "connected") if id_share > modality_share else (views[1], "similar")
-                )
+                view, reason = (views[0], "connected") if by_id else (views[1], "similar")
                 near = functional.cosine_similarity(view[context], view[item][None])
                 best = int(near.argmax())
             found.append(

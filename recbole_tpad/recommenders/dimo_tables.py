@@ -20,7 +20,9 @@ from recbole_tpad.recommenders.propagation import (
     column_blocks,
     empty_table,
     row_pieces,
+    weighted_sums,
 )
+from recbole_tpad.recommenders.similar_items import SimilarItems
 
 _EPS = 1e-8
 _LN10 = 2.302585092994046
@@ -53,6 +55,37 @@ def propagated_tables(
         own, modality, trained, dropout, propagation, layers
     )
     return found
+
+
+@torch.no_grad()
+def connected_tables(
+    own: Tensor,
+    modality: Tensor,
+    trained: Tensor,
+    propagation: Propagation,
+    layers: int,
+    similar: SimilarItems,
+) -> Tensor:
+    """Return [E' ‖ M'] of evaluation, where unseen items co-occur as similar items do.
+
+    Row c of A is Σ_j w_cj A_j for an item c without training interactions: each step adds to its
+    row what it adds to its similar items' rows on average. No other row changes.
+
+    Args:
+        own, modality, trained, propagation, layers: see `propagated_tables`.
+        similar: of the unseen items.
+
+    Returns:
+        Shape (N, 2d); the padding row is zero.
+    """
+    table = torch.cat([own * trained[:, None], modality], dim=1)
+    table[0] = 0.0
+    for _ in range(layers):
+        after = weighted_sums(table, [(propagation.crow, propagation.col, propagation.values)])
+        added = similar.means(after) - similar.means(table)
+        after[similar.items] = table[similar.items] + added
+        table = after
+    return table
 
 
 def keep_mask(shape: tuple[int, int], dropout: float, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from recbole_tpad.errors import InputError, nearest
 from recbole_tpad.recommenders.adapters import FeatureAdapter, make_adapter
 from recbole_tpad.recommenders.item_features import EvaluationCache, ItemFeatures, without_padding
+from recbole_tpad.recommenders.row_smoothing import RowSmoothing
 from recbole_tpad.recommenders.whitening import whitened_rows
 
 _ID_STD = 1e-3
@@ -28,6 +29,7 @@ class FusedItemEmbedding(nn.Module, ABC):
       reaches would stay at its random start; its row is what the fusion makes of content alone.
     - While training its row is zero: as an eternal negative of a full softmax its content would
       be pushed down although nothing was observed about it (assumption).
+    - In evaluation `smoothing`, if there is one, draws rows of rare items towards similar items'.
     - The table is computed once inside a `step`, and once for all batches of an evaluation.
 
     Args:
@@ -55,6 +57,7 @@ class FusedItemEmbedding(nn.Module, ABC):
         self._scope_depth = 0
         self._step_table: Tensor | None = None
         self._cache = EvaluationCache()
+        self.smoothing: RowSmoothing | None = None
 
     @abstractmethod
     def _rows(self, kept: Tensor) -> Tensor:
@@ -76,9 +79,11 @@ class FusedItemEmbedding(nn.Module, ABC):
 
     def _table(self) -> Tensor:
         frozen = not self.training and not torch.is_grad_enabled()
-        parameters = list(self.parameters())
+        state: list[Tensor] = list(self.parameters())
+        if self.smoothing is not None:
+            state.append(self.smoothing.strength)
         if frozen:
-            found = self._cache.get(parameters)
+            found = self._cache.get(state)
             if found is not None:
                 return found  # type: ignore[no-any-return]
         kept = self.id_mask
@@ -87,9 +92,11 @@ class FusedItemEmbedding(nn.Module, ABC):
         rows = without_padding(self._rows(kept))
         if self.training:
             rows = rows * self.id_mask
+        elif self.smoothing is not None:
+            rows = self.smoothing(rows)
         table = rows if self.extra_rows is None else torch.cat([rows, self.extra_rows])
         if frozen:
-            self._cache.put(parameters, table)
+            self._cache.put(state, table)
         return table
 
     def forward(self, item_ids: Tensor) -> Tensor:
@@ -223,7 +230,8 @@ class InitialisedItemEmbedding(FusedItemEmbedding):
     """``init``: a plain trainable table that starts as `initial_rows`.
 
     An item that never occurs in training keeps its PCA row for good: no gradient and no weight
-    decay reaches it.
+    decay reaches it. In evaluation `smoothing` puts similar items' rows in its place, which
+    training has moved.
 
     Args:
         features: aligned features.

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from recbole_tpad.errors import InputError
 from recbole_tpad.recommenders.fused_tables import FUSIONS, FusedItemEmbedding, make_fused_table
 from recbole_tpad.recommenders.item_features import Settings, load_item_features
+from recbole_tpad.recommenders.row_smoothing import make_row_smoothing
+from recbole_tpad.recommenders.sessions import training_item_counts
 
 __all__ = ["FUSIONS", "attach_item_embeddings"]
 
@@ -37,7 +39,7 @@ def attach_item_embeddings(
         model: a RecBole sequential model with one ``nn.Embedding`` for its items, of n_items rows
             or more (mask tokens), used for input and scoring alike.
         config: keys ``item_embeddings``, ``item_embeddings_modalities`` and those of
-            `make_fused_table`.
+            `make_fused_table` and `make_row_smoothing`.
         dataset: RecBole's built training data set.
         table: the table's attribute; None: the model's ``item_table`` attribute, else
             ``item_embedding``, else the only embedding table of that many rows.
@@ -70,6 +72,11 @@ def attach_item_embeddings(
             "fused table; set item_embeddings_scale."
         )
     fused = make_fused_table(config, features, old.embedding_dim, rms, extra)
+    # The other fusions make an unseen item's row of its own content, which adapters carry over
+    # better than similar items' rows do.
+    from_start = config["item_embeddings_fusion"] == "init"
+    counts = training_item_counts(dataset)
+    fused.smoothing = make_row_smoothing(config, features, counts, unseen=from_start)
     fused.to(old.weight.device)
     fused.train(model.training)
     for module in list(model.modules()):

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from recbole_tpad.errors import InputError, nearest
-from recbole_tpad.recommenders.context_kernel import ContextKernel, similarity_kernel
+from recbole_tpad.recommenders.context_kernel import (
+    ContextKernel,
+    kernel_settings,
+    similarity_kernel,
+)
 from recbole_tpad.recommenders.item_features import Settings, load_item_features
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
@@ -27,7 +31,7 @@ KERNELS: Mapping[str, tuple[str, str]] = {
 NEED_EMBEDDINGS = {"embedding_kernel", "similarity_kernel"}
 # Keys that RecBole's own line would ignore, with the value that asks for nothing.
 ADJUSTMENT_KEYS: Mapping[str, Any] = {
-    "cold_items": "score",
+    "cold_items": "score",  # whatever the default is, which RecBole's own line has no use for
     "history_items": "score",
     "embedding_kernel": False,
     "cooccurrence_kernel": False,
@@ -129,7 +133,8 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     """
     config = Settings(config)
     name = type(model).__name__
-    mode = _mode(config, "cold_items", COLD_MODES)
+    trained = training_item_counts(dataset) > 0
+    mode = _cold_mode(config, bool(trained[1:].all()))
     own_items = _mode(config, "history_items", HISTORY_MODES) == "calibrated"
     wanted = {key for key in KERNELS if config[key]}
     if name == "CoOccurrence" and config["item_embeddings"] is not None:
@@ -146,7 +151,6 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
             f"CoOccurrence counts by itself; leave {key} out. With item embeddings it adds "
             "similarity_kernel."
         )
-    trained = training_item_counts(dataset) > 0
     cold = torch.from_numpy(~trained)
     cold[0] = False
     kernels = _build_kernels(wanted, config, dataset, trained)
@@ -166,15 +170,17 @@ def _mode(config: Settings, key: str, known: tuple[str, ...]) -> str:
     return mode
 
 
+def _cold_mode(config: Settings, none_cold: bool) -> str:
+    """Return ``cold_items``; where it is null, ``calibrated`` if embeddings can say anything."""
+    if config["cold_items"] is not None:
+        return _mode(config, "cold_items", COLD_MODES)
+    return "score" if none_cold or config["item_embeddings"] is None else "calibrated"
+
+
 def _build_kernels(
     wanted: set[str], config: Settings, dataset: Any, trained: Any
 ) -> dict[str, ContextKernel]:
-    temperature, neighbours = float(config["kernel_temperature"]), int(config["kernel_neighbours"])
-    if temperature <= 0 or neighbours < 1:
-        raise InputError(
-            f"kernel_temperature={temperature} must be positive and kernel_neighbours="
-            f"{neighbours} at least 1."
-        )
+    temperature, neighbours = kernel_settings(config)
     # Each matrix once, whichever kernels share it.
     factors: dict[str, Any] = {}
     if wanted - {"similarity_kernel"}:

@@ -15,12 +15,14 @@ from recbole_tpad.bridge.adjustments import (
     HISTORY_SHIFTS,
     KERNEL_DECAYS,
     KERNEL_WEIGHTS,
+    ROW_STRENGTHS,
     fit_adjustments,
     flooding_warning,
 )
 from recbole_tpad.bridge.runner import load_run, run
 from recbole_tpad.bridge.trainer import SessionTrainer
 from recbole_tpad.errors import InputError
+from recbole_tpad.recommenders.row_smoothing import RowSmoothing
 from recbole_tpad.store import write_store
 
 
@@ -70,7 +72,7 @@ def test_the_kernels_weight_is_chosen_on_validation_and_kept(quick: dict[str, An
 def test_several_weights_are_chosen_together_and_kept(quick: dict[str, Any], model: str) -> None:
     keys = {**quick, "model": model, "epochs": 1, "item_embeddings": "circle"}
     wanted = {"cooccurrence_kernel": True, "similarity_kernel": True, "embedding_kernel": True}
-    every = {**keys, **wanted, "history_items": "calibrated"}
+    every = {**keys, **wanted, "history_items": "calibrated", "cold_items": "score"}
     result = run(every, saved=True)
     choices = {
         "cooccurrence_weight": KERNEL_WEIGHTS,
@@ -132,13 +134,44 @@ def test_a_shift_of_own_items_far_below_is_a_masked_history(quick: dict[str, Any
 
 
 @pytest.mark.usefixtures("content")
+@pytest.mark.parametrize("model", ["GRU4Rec", "DIMO"])
+def test_the_strength_of_row_smoothing_is_chosen_on_validation_and_kept(
+    quick: dict[str, Any], model: str
+) -> None:
+    keys = {**quick, "model": model, "epochs": 1, "item_embeddings": "circle"}
+    keys |= {"item_embeddings_fusion": "init", "similarity_kernel": True, "cold_items": "score"}
+    # One pass: what is chosen after the strength is held.
+    keys |= {"similarity_weight": 0.0, "kernel_decay": 1.0}
+    result = run({**keys, "row_smoothing": "auto"}, saved=True)
+    strength = result.adjustments["row_smoothing"]
+    assert strength in ROW_STRENGTHS[1:]  # neighbours on the circle say more than one epoch
+
+    def ranked(part: str, value: float) -> Any:
+        config, model, loaders = load_run(str(result.checkpoint))
+        (smoothing,) = (m for m in model.modules() if isinstance(m, RowSmoothing))
+        assert float(smoothing.strength) == pytest.approx(strength)
+        smoothing.strength.fill_(value)
+        return SessionTrainer(config, model).rank(getattr(loaders, part)).ranks
+
+    by_choice = {value: ranked("valid", value) for value in ROW_STRENGTHS}
+    scores = {v: float(((r <= 10) / np.log2(r + 1)).mean()) for v, r in by_choice.items()}
+    assert scores[strength] == max(scores.values()) > scores[0.0]
+    np.testing.assert_array_equal(ranked("test", strength), result.ranks)
+    fixed = run({**keys, "row_smoothing": strength})
+    np.testing.assert_array_equal(fixed.ranks, result.ranks)
+    assert "row_smoothing" not in fixed.adjustments
+    without = run({**keys, "row_smoothing": "none"})
+    assert without.ranks.tolist() != result.ranks.tolist()
+
+
+@pytest.mark.usefixtures("content")
 def test_epochs_and_weights_are_chosen_before_cold_items_come_in(quick: dict[str, Any]) -> None:
     """Where they are, is settled last; until then they would push trained items down as they like.
 
-    DIMO scores them by content alone, on a scale that nothing in training holds.
+    DIMO with `unseen_edges: own` scores them on a scale that nothing in training holds.
     """
     keys = {**quick, "model": "DIMO", "item_embeddings": "circle", "epochs": 3}
-    keys |= {"similarity_kernel": True}
+    keys |= {"similarity_kernel": True, "unseen_edges": "own"}
     free, left_out, found = (
         run({**keys, "cold_items": mode, "cold_share": 0.05})
         for mode in ("score", "exclude", "calibrated")
@@ -175,17 +208,18 @@ def test_a_run_that_floods_says_so(
     monkeypatch.setattr(runner, "flooding_warning", lambda slices, k: f"too many in {k}")
     caplog.set_level("WARNING", logger="recbole_tpad")
     keys = {**quick, "model": "GRU4Rec", "item_embeddings": "circle", "epochs": 1}
-    run(keys)
+    run({**keys, "cold_items": "score"})
     assert "too many in 10" in caplog.text
     caplog.clear()
-    run({**keys, "cold_items": "exclude"})
+    for mode in (None, "exclude"):
+        run({**keys, "cold_items": mode})
     assert "too many" not in caplog.text
 
 
 @pytest.mark.usefixtures("content")
 def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None:
     keys = {**quick, "model": "GRU4Rec", "item_embeddings": "circle"}
-    plain = run(keys)
+    plain = run({**keys, "cold_items": "score"})
     assert plain.adjustments == {}
     assert set(plain.slices["unseen"]) >= {"burying@10", "cold_places@10"}
     assert 0 <= plain.slices["warm"]["flooding@10"] <= 1
@@ -214,7 +248,12 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
     torch.testing.assert_close(picked, scores.gather(1, rows["item_id"][:, None])[:, 0])
 
     estimated = run({**keys, "cold_items": "calibrated"})
-    assert estimated.adjustments["cold_share"] == 0  # every item of this shop occurs often
+    assert estimated.adjustments["cold_share"] == 0  # no target of the validation part is new
+    by_default = run(keys)
+    assert by_default.adjustments == estimated.adjustments
+    np.testing.assert_array_equal(by_default.ranks, estimated.ranks)
+    without = run({**keys, "item_embeddings": None})
+    assert without.adjustments == {}  # nothing is known of cold items
 
 
 @pytest.mark.usefixtures("content")
@@ -235,6 +274,15 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
             {"embedding_kernel": True, "kernel_temperature": 0.0, "item_embeddings": "circle"},
             "kernel_temperature",
         ),
+        ({"row_smoothing": 3}, "row_smoothing=3 needs item_embeddings"),
+        ({"row_smoothing": "auto", "model": "DIMO"}, "row_smoothing=auto needs item_embeddings"),
+        ({"row_smoothing": "aut", "item_embeddings": "circle"}, "must be a number of 0 or more"),
+        ({"row_smoothing": -1.0, "item_embeddings": "circle"}, "must be a number of 0 or more"),
+        (
+            {"row_smoothing": 1.0, "item_embeddings": "circle", "model": "CoOccurrence"},
+            "changes item tables made from item_embeddings, and this model has none",
+        ),
+        ({"model": "DIMO", "unseen_edges": "simlar"}, "Did you mean 'similar'"),
         (
             {"cold_items": "calibrated", "cold_share": 1.5, "item_embeddings": "circle"},
             "cold_share",
@@ -254,7 +302,7 @@ def test_bad_keys_are_refused(quick: dict[str, Any], keys: dict[str, Any], messa
 def test_counts_beside_similar_items_need_no_training(quick: dict[str, Any]) -> None:
     counted = {**quick, "model": "CoOccurrence"}
     plain = run(counted)
-    similar = {**counted, "item_embeddings": "circle"}
+    similar = {**counted, "item_embeddings": "circle", "cold_items": "score"}
     alone = run({**similar, "similarity_weight": 0.0})
     np.testing.assert_array_equal(alone.ranks, plain.ranks)  # another scale, the same order
     both = run(similar)

@@ -364,6 +364,13 @@ def test_what_recbole_itself_would_ignore_is_refused(shop: Path, tmp_path: Path)
                 assert f"would ignore {' and '.join(keys)}." in str(error)
             else:
                 raise AssertionError(keys)
+        Config("DIMO", "shop", config_dict={"row_smoothing": 3.0})  # DIMO does that itself
+        try:
+            Config("DIMO", "shop", config_dict={"row_smoothing": "auto"})
+        except InputError as error:
+            assert "would ignore row_smoothing='auto'." in str(error)
+        else:
+            raise AssertionError("auto")
         print("done")
     """
     assert python(code, tmp_path).strip().endswith("done")

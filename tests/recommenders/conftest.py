@@ -46,7 +46,9 @@ def shop(tmp_path: Path) -> Path:
 def build(shop: Path) -> Build:
     def make(model: str, **keys: Any) -> tuple[SessionConfig, Any, Any]:
         with numpy_names():
-            config = SessionConfig(model, "shop", None, {"data_path": str(shop), **keys})
+            # Models by themselves: where cold items belong, a run settles after training.
+            given = {"data_path": str(shop), "cold_items": "score", **keys}
+            config = SessionConfig(model, "shop", None, given)
             init_seed(7, True)
             loaders = load_data(config)
             return config, build_model(config, loaders.train._dataset), loaders

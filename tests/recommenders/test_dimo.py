@@ -20,7 +20,9 @@ from recbole_tpad.recommenders.dimo import DIMO
 from recbole_tpad.recommenders.dimo_tables import propagated_tables
 from recbole_tpad.recommenders.sessions import training_sessions
 
+# Unseen items with their own edges: what training sees, for the references below.
 SMALL = {"embedding_size": 8, "n_heads": 2, "n_layers": 3, "n_partners": 4, "n_strangers": 5}
+SMALL |= {"unseen_edges": "own"}
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ def fused_model(
 ) -> tuple[Any, Any]:
     name = keys.pop("model", "SASRec")
     chosen = {"item_embeddings": "content", "item_embeddings_fusion": fusion, **keys}
+    chosen.setdefault("row_smoothing", "none")  # which is test_similar_items.py's
     if adapter is not None:
         chosen["adapter"] = adapter
     _, model, loaders = build(name, **chosen)
