@@ -1,12 +1,12 @@
-"""What a trained model gains from counts, from the embedding kernel and from calibrated own items.
+"""What a trained model gains from counts, similar items, smoothed rows and calibrated own items.
 
 Usage: ``python perf/score_adjustments.py --data_path dataset --dataset cellphones --profile
 sessions --rows DIMO CoOccurrence --seeds 3 --output rows.jsonl``. A row is MODEL, MODEL:STORE or
 MODEL:STORE:FUSION. Each is trained once a seed; the test part is then ranked by its scores alone,
 with each adjustment that it can take (``counts``: cooccurrence_kernel, ``kernel``:
-embedding_kernel, ``similar``: similarity_kernel, ``own``: history_items), with ``counts`` and
-``similar``, and with all of them, weights chosen on the validation
-part. Profile ``sessions`` has the settings of perf/session_models.py and keeps a session's own
+embedding_kernel, ``similar``: similarity_kernel, ``own``: history_items, ``smoothed``:
+row_smoothing), with some together, and with all of them, weights chosen on the validation part.
+Profile ``sessions`` has the settings of perf/session_models.py and keeps a session's own
 items in the ranking, ``sequences`` those of perf/fusions.py and leaves them out. Finished lines are
 kept in the output file, so a killed run goes on where it was.
 
@@ -39,6 +39,7 @@ from recbole_tpad.bridge.config import parse_value
 from recbole_tpad.bridge.shims import numpy_names
 from recbole_tpad.evaluation.statistics import gains, paired_bootstrap
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts
+from recbole_tpad.recommenders.row_smoothing import AUTO, RowSmoothing
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
 from recbole_tpad.results import WARM_FROM
 
@@ -53,6 +54,7 @@ WEIGHTS = {
     "similar": "similarity_weight",
     "kernel": "kernel_weight",
     "own": "history_shift",
+    "smoothed": "row_smoothing",
 }
 
 
@@ -71,7 +73,7 @@ def keys_of(row: str, profile: str) -> dict[str, Any]:
         keys |= {"item_embeddings": store}
         keys |= {"item_embeddings_fusion": fusion} if fusion else {}
         if model != "CoOccurrence":  # which has similarity_kernel by itself, and no other
-            keys |= {"similarity_kernel": True, "embedding_kernel": True}
+            keys |= {"similarity_kernel": True, "embedding_kernel": True, "row_smoothing": AUTO}
     return keys
 
 
@@ -98,9 +100,12 @@ def train(keys: dict[str, Any]) -> dict[str, Any]:
     with numpy_names():
         config, loaders, trainer = fusions.prepared(keys)
         trainer.fit(loaders.train, loaders.valid, saved=False)
-        terms = getattr(getattr(trainer.model, "score_adjustments", None), "terms", ())
+        terms = set(getattr(getattr(trainer.model, "score_adjustments", None), "terms", ()))
+        if any(isinstance(module, RowSmoothing) for module in trainer.model.modules()):
+            terms.add("row_smoothing")
         names = [name for name, weight in WEIGHTS.items() if weight in terms]
-        sets = [(), *((name,) for name in names), ("counts", "similar"), tuple(names)]
+        sets = [(), *((name,) for name in names), ("counts", "similar")]
+        sets += [("smoothed", "similar"), ("smoothed", "counts", "similar"), tuple(names)]
         every = dict.fromkeys(used for used in sets if set(used) <= set(names))
         found: dict[str, Any] = {"best_epoch": trainer.best_epoch, "valid": {}, "ranks": {}}
         found["weights"] = {}
