@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-
-Ids = npt.NDArray[np.int64]
-_HIDDEN_PART = 10  # one of so many sessions
 
 
 class ColdErrors(NamedTuple):
@@ -35,34 +29,6 @@ class ColdErrors(NamedTuple):
         if not isinstance(other, ColdErrors):
             return NotImplemented
         return ColdErrors(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-def unseen_share(sessions: Sequence[Ids], n_items: int, *, last_items: bool) -> float:
-    """Estimate the share of targets that training never saw, by splitting training once more.
-
-    What is hidden stands for the test part, what is left for training; the share of hidden
-    targets whose item is not left is the estimate. It sees less than the real training part
-    does, so it errs upwards, and it supposes that items arrive as they did.
-
-    Args:
-        sessions: item ids of each training session, in the data set's order (by time where the
-            split is chronological).
-        n_items: including padding.
-        last_items: hide the last item of every session, as leave-one-out does; otherwise the
-            last tenth of the sessions, whose last items are the targets.
-    """
-    if last_items:
-        left = [session[:-1] for session in sessions]
-        targets = [session[-1] for session in sessions if len(session)]
-    else:
-        first = len(sessions) - len(sessions) // _HIDDEN_PART
-        left = list(sessions[:first])
-        targets = [session[-1] for session in sessions[first:] if len(session)]
-    if not targets:
-        return 0.0
-    known = np.zeros(n_items, dtype=np.bool_)
-    known[np.concatenate([np.zeros(0, dtype=np.int64), *left])] = True
-    return float((~known[np.array(targets)]).mean())
 
 
 def entry_shifts(scores: Tensor, cold: Tensor, k: int) -> Tensor:

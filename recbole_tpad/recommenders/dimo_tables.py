@@ -20,7 +20,6 @@ from recbole_tpad.recommenders.propagation import (
     column_blocks,
     empty_table,
     row_pieces,
-    weighted_sums,
 )
 from recbole_tpad.recommenders.similar_items import SimilarItems
 
@@ -78,14 +77,21 @@ def connected_tables(
     Returns:
         Shape (N, 2d); the padding row is zero.
     """
-    table = torch.cat([own * trained[:, None], modality], dim=1)
-    table[0] = 0.0
-    for _ in range(layers):
-        after = weighted_sums(table, [(propagation.crow, propagation.col, propagation.values)])
-        added = similar.means(after) - similar.means(table)
-        after[similar.items] = table[similar.items] + added
-        table = after
-    return table
+    n, d = own.shape
+    out = empty_table((n, 2 * d), own)
+    blocks = column_blocks(n, d, own)
+    workspace = Workspace(n, blocks, own)
+    for view, (table, zero) in enumerate(zip((own, modality), _zero_rows(trained), strict=True)):
+        for part in blocks:
+            block, spare = workspace.pair(part.stop - part.start)
+            block.copy_(table[:, part]).index_fill_(0, zero, 0)
+            for _ in range(layers):
+                others = block[similar.items] - similar.means(block)
+                after = propagation.steps(block, 1, spare)
+                block, spare = after, block if after is spare else spare
+                block[similar.items] = others + similar.means(block)
+            out[:, view * d + part.start : view * d + part.stop] = block
+    return out
 
 
 def keep_mask(shape: tuple[int, int], dropout: float, device: torch.device) -> Tensor:

@@ -134,7 +134,7 @@ def attach_score_adjustments(model: Any, config: Any, dataset: Any) -> ScoreAdju
     config = Settings(config)
     name = type(model).__name__
     trained = training_item_counts(dataset) > 0
-    mode = _cold_mode(config, bool(trained[1:].all()))
+    mode = _cold_mode(config, model, bool(trained[1:].all()))
     own_items = _mode(config, "history_items", HISTORY_MODES) == "calibrated"
     wanted = {key for key in KERNELS if config[key]}
     if name == "CoOccurrence" and config["item_embeddings"] is not None:
@@ -170,11 +170,15 @@ def _mode(config: Settings, key: str, known: tuple[str, ...]) -> str:
     return mode
 
 
-def _cold_mode(config: Settings, none_cold: bool) -> str:
-    """Return ``cold_items``; where it is null, ``calibrated`` if embeddings can say anything."""
+def _cold_mode(config: Settings, model: Any, none_cold: bool) -> str:
+    """Return ``cold_items``; where it is null, ``calibrated`` for what was trained on embeddings.
+
+    Where nothing is trained, items are on one scale whether training knows them or not.
+    """
     if config["cold_items"] is not None:
         return _mode(config, "cold_items", COLD_MODES)
-    return "score" if none_cold or config["item_embeddings"] is None else "calibrated"
+    known = config["item_embeddings"] is not None and getattr(model, "is_trained", True)
+    return "calibrated" if known and not none_cold else "score"
 
 
 def _build_kernels(

@@ -302,7 +302,7 @@ def test_bad_keys_are_refused(quick: dict[str, Any], keys: dict[str, Any], messa
 def test_counts_beside_similar_items_need_no_training(quick: dict[str, Any]) -> None:
     counted = {**quick, "model": "CoOccurrence"}
     plain = run(counted)
-    similar = {**counted, "item_embeddings": "circle", "cold_items": "score"}
+    similar = {**counted, "item_embeddings": "circle"}
     alone = run({**similar, "similarity_weight": 0.0})
     np.testing.assert_array_equal(alone.ranks, plain.ranks)  # another scale, the same order
     both = run(similar)

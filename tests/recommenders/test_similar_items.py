@@ -9,6 +9,7 @@ import pytest
 import torch
 from dense_dimo import adjacency, pair_counts
 
+from recbole_tpad.recommenders import propagation
 from recbole_tpad.recommenders.context_kernel import nearest_trained
 from recbole_tpad.recommenders.item_features import Settings, load_item_features
 from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
@@ -48,7 +49,13 @@ def test_similar_items_are_the_nearest_that_training_knows(k: int, temperature: 
     assert trained[near].all()
 
 
-def test_an_unseen_item_co_occurs_as_similar_items_do(build: Any) -> None:
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_an_unseen_item_co_occurs_as_similar_items_do(
+    build: Any, monkeypatch: pytest.MonkeyPatch, in_pieces: bool
+) -> None:
+    if in_pieces:  # as large tables are worked on
+        for name, value in (("_SMALL_TABLE", 0), ("_COLUMNS", 3), ("_PIECE", 64)):
+            monkeypatch.setattr(propagation, name, value)
     keys = {**SMALL, "item_embeddings": "content", "kernel_neighbours": 5}
     config, model, loaders = build("DIMO", **keys)
     _, own, _ = build("DIMO", **keys, unseen_edges="own")
