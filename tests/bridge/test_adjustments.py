@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_data import write_data_set
+from tiny_data import planted_sessions, write_data_set
 
 from recbole_tpad.bridge import runner
 from recbole_tpad.bridge.adjustments import (
@@ -254,6 +254,22 @@ def test_cold_items_can_be_calibrated_or_excluded(quick: dict[str, Any]) -> None
     np.testing.assert_array_equal(by_default.ranks, estimated.ranks)
     without = run({**keys, "item_embeddings": None})
     assert without.adjustments == {}  # nothing is known of cold items
+
+
+@pytest.mark.usefixtures("content")
+def test_the_share_of_cold_items_is_that_of_the_validation_part(
+    shop: Path, quick: dict[str, Any]
+) -> None:
+    train, valid, test = planted_sessions()
+    some = [("a", ["i01", "new"]), ("b", ["i20", "i21", "new"]), ("c", ["i07", "new"])]
+    write_data_set(shop, "shop", train, [*valid, *some], [*test, ("cold", ["i01", "new"])])
+    keys = {**quick, "model": "GRU4Rec", "item_embeddings": "circle"}
+    found = run(keys)
+    share = len(some) / (len(valid) + len(some))
+    assert found.adjustments["cold_share"] == pytest.approx(share)
+    assert found.slices["unseen"]["cold_places@10"] == pytest.approx(share, abs=0.04)
+    known = run({**keys, "cold_share": 0.0})
+    assert known.slices["unseen"]["cold_places@10"] < 0.02
 
 
 @pytest.mark.usefixtures("content")

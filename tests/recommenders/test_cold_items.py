@@ -10,7 +10,6 @@ from recbole_tpad.recommenders.cold_items import (
     calibrated_shift,
     cold_errors,
     entry_shifts,
-    unseen_share,
 )
 
 INFINITY = float("inf")
@@ -77,37 +76,6 @@ def test_errors_equal_loops() -> None:
     assert found[:5] == expected
     halves = [cold_errors(scores[s], targets[s], cold, 5) for s in (slice(90), slice(90, 200))]
     assert halves[0] + halves[1] == found
-
-
-@pytest.mark.parametrize("last_items", [True, False])
-def test_unseen_share_equals_loops(last_items: bool) -> None:
-    rng = np.random.default_rng(0)
-    sessions = [rng.integers(1, 60, size=rng.integers(1, 5)) for _ in range(57)]
-    hidden, left = [], set()
-    for k, session in enumerate(sessions):
-        if last_items:
-            hidden.append(int(session[-1]))
-            left |= set(session[:-1].tolist())
-        elif k >= 52:
-            hidden.append(int(session[-1]))
-        else:
-            left |= set(session.tolist())
-    expected = sum(item not in left for item in hidden) / len(hidden)
-    assert unseen_share(sessions, 60, last_items=last_items) == pytest.approx(expected)
-    assert unseen_share([], 60, last_items=last_items) == 0
-
-
-def test_unseen_share_estimates_the_missing_mass() -> None:
-    """Draws from a known distribution: the estimate is above the truth, but not by much."""
-    ratios = []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        p = 1 / np.arange(1, 2001)
-        draws = rng.choice(2000, size=(1000, 5), p=p / p.sum()).astype(np.int64)
-        truth = (p / p.sum())[np.bincount(draws.ravel(), minlength=2000) == 0].sum()
-        assert truth > 0.03
-        ratios.append(unseen_share(list(draws), 2000, last_items=False) / truth)
-    assert 0.9 < np.mean(ratios) < 1.3
 
 
 @pytest.mark.parametrize("bias", [-5.0, 0.0, 5.0])
