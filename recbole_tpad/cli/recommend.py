@@ -150,7 +150,8 @@ def _explain(args: argparse.Namespace, _: Overrides) -> None:
         print(f"Session {session.session_id}: {' | '.join(session.context_titles)}")
         for item in session.items:
             hit = "  <- the item that followed" if item.item_id == session.target else ""
-            more = f" + adjustments {item.adjustment:.2f}" if item.adjustment else ""
+            added = round(item.adjustment, 2)
+            more = f" + adjustments {added:.2f}" if added else ""
             print(
                 f"  {item.rank}. {item.title}: {item.sentence} (score {item.score:.2f} = ID "
                 f"{item.id_share:.2f} + content {item.modality_share:.2f}{more}){hit}"

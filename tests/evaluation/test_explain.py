@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from recbole_tpad.bridge.runner import load_run, run
 from recbole_tpad.cli import main
 from recbole_tpad.data import DatasetFolder
 from recbole_tpad.errors import InputError
+from recbole_tpad.evaluation import explain
 from recbole_tpad.evaluation.explain import explain_sessions
 from recbole_tpad.generators.embed import embed
 from recbole_tpad.recommenders.dimo import DIMO
@@ -152,6 +154,26 @@ def test_the_command_prints_titles(
     titles = {item.item_id: item.title for item in folder.items}
     assert said.startswith(f"Session {name}: {' | '.join(titles[i] for i in items[:-1])}")
     assert said.count("score ") == 2
+
+
+def test_what_rounding_leaves_of_a_sum_is_no_adjustment(
+    saved: tuple[DatasetFolder, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, checkpoint = saved
+    (session,) = explain_sessions(checkpoint, 1, top=3)
+    added = (-4e-7, 3e-7, -0.75)
+    items = tuple(
+        dataclasses.replace(item, adjustment=value)
+        for item, value in zip(session.items, added, strict=True)
+    )
+    known = [dataclasses.replace(session, items=items)]
+    monkeypatch.setattr(explain, "explain_sessions", lambda *args, **keys: known)
+    assert main(["explain", checkpoint]) == 0
+    said = capsys.readouterr().out
+    assert said.count("adjustments") == 1
+    assert "adjustments -0.75" in said
 
 
 def test_other_models_are_refused(saved: tuple[DatasetFolder, str], tmp_path: Path) -> None:
