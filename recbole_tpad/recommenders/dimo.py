@@ -102,6 +102,7 @@ class DIMO(SequentialRecommender):  # type: ignore[misc]
 
     input_type = InputType.POINTWISE
     takes_item_embeddings = True
+    unseen_rows_alike = True  # see `attach_score_adjustments`
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -43,9 +43,8 @@ RUN: dict[str, Any] = {
     "train_batch_size": 256,
     "learning_rate": 0.003,
     "mask_history": True,
-    "cold_items": "score",  # about content alone: nothing bounds what it says of unseen items
 }
-DIMO = {"model": "DIMO", "n_layers": 1, "embedding_size": 64, "unseen_edges": "own"}
+DIMO = {"model": "DIMO", "n_layers": 1, "embedding_size": 64}
 WIDTH = 48  # of the text encoders
 SMALL_NOTE = {"compression": {"loop": {"steps": 200}}}
 

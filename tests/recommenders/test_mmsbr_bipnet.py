@@ -86,6 +86,15 @@ def test_mmsbr_equals_its_equations(build: Any, modalities: list[str] | None) ->
     torch.testing.assert_close(picked, found.gather(1, rows["item_id"][:, None])[:, 0])
 
 
+def test_mmsbr_scores_unseen_items_as_it_does_others_unless_told(build: Any) -> None:
+    """A shift found on training sessions let them flood other lists."""
+    keys = {**MMSBR, "item_embeddings": "content"}
+    _, model, _ = build("MMSBR", **keys, cold_items=None)
+    assert not hasattr(model, "score_adjustments")
+    _, told, _ = build("MMSBR", **keys, cold_items="calibrated")
+    assert told.score_adjustments.mode == "calibrated"
+
+
 @pytest.mark.slow
 def test_mmsbr_gradients_equal_the_references(build: Any) -> None:
     _, model, loaders = build("MMSBR", **MMSBR, item_embeddings="content")

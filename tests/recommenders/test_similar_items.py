@@ -129,3 +129,16 @@ def test_smoothed_rows_equal_the_formula(build: Any, fusion: str, strength: floa
     torch.testing.assert_close(found[items], expected, rtol=0, atol=1e-5)
     model.train()
     assert not torch.allclose(model.item_embedding.weight[items].double(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [("DIMO", "calibrated"), ("GRU4Rec", "calibrated"), ("CoOccurrence", "score")],
+)
+def test_cold_items_are_calibrated_where_unseen_rows_are_like_the_others(
+    build: Any, model: str, mode: str
+) -> None:
+    _, built, _ = build(model, item_embeddings="content", cold_items=None)
+    assert built.score_adjustments.mode == mode
+    _, alone, _ = build("GRU4Rec", cold_items=None)
+    assert not hasattr(alone, "score_adjustments")
