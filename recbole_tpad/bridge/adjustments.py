@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_tpad.bridge.batches import list_field
@@ -24,7 +23,7 @@ from recbole_tpad.recommenders.cold_items import (
 )
 from recbole_tpad.recommenders.row_smoothing import AUTO, RowSmoothing
 from recbole_tpad.recommenders.score_adjustments import ScoreAdjustments
-from recbole_tpad.recommenders.sessions import training_item_counts, training_sessions
+from recbole_tpad.recommenders.sessions import training_item_counts
 
 logger = logging.getLogger("recbole_tpad")
 _FLOODED, _MANY_TIMES = 0.1, 3  # from where on cold items are too many (assumption)
@@ -42,7 +41,7 @@ _CHOICES = {
     "kernel_decay": KERNEL_DECAYS,
     "history_shift": HISTORY_SHIFTS,
 }
-_SESSIONS = 4000
+_CONTEXTS = 4000
 _ROWS = 256
 
 
@@ -90,9 +89,7 @@ def fit_adjustments(
         found.leave_cold_out()
     chosen = _fit_weights(config, found, smoothing, trainer, loaders.valid)
     if found is not None and found.mode == "calibrated":
-        train, valid = loaders.train._dataset, loaders.valid._dataset
-        given = config["cold_share"]
-        continued = _continues(train, valid)
+        valid, given = loaders.valid._dataset, config["cold_share"]
         if given is None:
             share = float(found.cold.cpu()[valid.inter_feat[valid.iid_field]].float().mean())
         else:
@@ -103,7 +100,7 @@ def fit_adjustments(
         found.cold_shift.zero_()
         shifts = [
             entry_shifts(scores, found.cold, k)
-            for scores in _training_scores(config, model, train, whole=continued)
+            for scores in _validation_scores(config, model, loaders.valid)
         ]
         chosen["cold_share"] = share
         chosen["cold_shift"] = calibrated_shift(torch.cat(shifts), share)
@@ -210,42 +207,18 @@ def _scores_by_choice(
     return [trainer._score(trainer._recbole_result(ranking)) for ranking in rankings]
 
 
-def _continues(train: Any, valid: Any) -> bool:
-    """Return whether valid goes on with the sessions of train, as leave-one-out does."""
-    users = valid.inter_feat[valid.uid_field].numpy()
-    known = train.inter_feat[train.uid_field].numpy()
-    return bool(np.isin(users, known).mean() > 0.5)
-
-
 @torch.no_grad()
-def _training_scores(config: Any, model: Any, train: Any, *, whole: bool) -> Iterator[Tensor]:
-    """Yield scores on training sessions, cut as the test part cuts its own.
+def _validation_scores(config: Any, model: Any, valid: Any) -> Iterator[Tensor]:
+    """Yield candidates' scores on contexts of the validation part, at most `_CONTEXTS` of them.
 
-    Args:
-        whole: the context is the whole session; otherwise all but its last item.
+    Not on training sessions: a model knows those by heart, and no unseen item is among them.
     """
-    users, sessions = training_sessions(train)
     rng = np.random.default_rng(int(config["seed"]))
-    picked = rng.permutation(len(sessions))[:_SESSIONS]
-    width = int(config["MAX_ITEM_LIST_LENGTH"])
-    lists = np.zeros((len(picked), width), dtype=np.int64)
-    lengths = np.zeros(len(picked), dtype=np.int64)
-    for row, index in enumerate(picked):
-        session = sessions[index] if whole else sessions[index][:-1]
-        last = session[-width:]
-        lists[row, : len(last)], lengths[row] = last, len(last)
+    picked = np.sort(rng.permutation(len(valid._dataset))[:_CONTEXTS])
     for start in range(0, len(picked), _ROWS):
-        rows = slice(start, start + _ROWS)
-        item_seq = torch.from_numpy(lists[rows])
-        batch = Interaction(
-            {
-                train.uid_field: torch.from_numpy(users[picked[rows]]),
-                train.iid_field + config["LIST_SUFFIX"]: item_seq,
-                train.item_list_length_field: torch.from_numpy(lengths[rows]),
-            }
-        ).to(config["device"])
+        batch = valid.collate_fn(picked[start : start + _ROWS])[0].to(config["device"])
         scores = model.full_sort_predict(batch)
-        yield _candidates(config, scores, batch, train)
+        yield _candidates(config, scores, batch, valid._dataset)
 
 
 def _candidates(config: Any, scores: Tensor, batch: Any, dataset: Any) -> Tensor:

@@ -174,8 +174,8 @@ def _mode(config: Settings, key: str, known: tuple[str, ...]) -> str:
 def _cold_mode(config: Settings, model: Any, none_cold: bool) -> str:
     """Return ``cold_items``; where it is null, ``calibrated`` if unseen rows are like the others.
 
-    That is so in DIMO and in fused tables: there a shift found on training sessions gives the
-    test part's lists the share that was asked for. With MMSBR it gave them up to three times that.
+    That is so in DIMO and in fused tables: there a shift found on the validation part gives the
+    test part's lists the share that was asked for. With MMSBR it gives them twice that.
     """
     if config["cold_items"] is not None:
         return _mode(config, "cold_items", COLD_MODES)

@@ -87,7 +87,7 @@ def test_mmsbr_equals_its_equations(build: Any, modalities: list[str] | None) ->
 
 
 def test_mmsbr_scores_unseen_items_as_it_does_others_unless_told(build: Any) -> None:
-    """A shift found on training sessions let them flood other lists."""
+    """A shift found on the validation part does not keep its share on other contexts."""
     keys = {**MMSBR, "item_embeddings": "content"}
     _, model, _ = build("MMSBR", **keys, cold_items=None)
     assert not hasattr(model, "score_adjustments")
