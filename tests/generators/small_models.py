@@ -58,11 +58,13 @@ def write_two_towers(folder: Path, kind: str, items: Sequence[Item]) -> Path:
         "eos_token_id": 2,
     }
     model: CLIPModel | SiglipModel
-    if kind == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12))
-    else:
-        text["hidden_size"] = text["projection_size"] = VISION["hidden_size"]
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # CLIP's class embedding is a vector, which `_stir` leaves alone
+        if kind == "clip":
+            model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12))
+        else:
+            text["hidden_size"] = text["projection_size"] = VISION["hidden_size"]
+            model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
     _stir(model, 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
