@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from recbole_tpad.errors import InputError
 
-_BLOCK = 2048
+_BLOCK_BYTES = 64 * 2**20  # cosines in memory at a time
 
 
 class ContextKernel:
@@ -79,20 +80,18 @@ def similarity_kernel(
     Returns:
         (n_items, n_items); the padding row and column are empty.
     """
-    unit = _unit_rows(rows, trained)
+    unit = torch.from_numpy(_unit_rows(rows, trained))
     n, k = len(rows), min(neighbours, len(rows) - 1)
-    indices, values = [], []
-    for start in range(1, n, _BLOCK):
-        cosine = unit[start : start + _BLOCK] @ unit.T
-        cosine[:, 0] = -np.inf
-        near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        weight = np.exp((np.take_along_axis(cosine, near, axis=1) - 1.0) / temperature)
-        indices.append(near)
-        values.append(weight / weight.sum(axis=1, keepdims=True))
+    near = np.empty((n - 1, k), dtype=np.int64)
+    weights = np.empty((n - 1, k), dtype=np.float32)
+    for block in _blocks(n - 1, n):
+        cosine = unit[1:][block] @ unit.T
+        cosine[:, 0] = -torch.inf
+        best, near[block] = (found.numpy() for found in cosine.topk(k, dim=1, sorted=False))
+        weight = np.exp((best - 1.0) / temperature)
+        weights[block] = weight / weight.sum(axis=1, keepdims=True)
     crow = np.concatenate([[0, 0], np.arange(1, n) * k])
-    return sparse.csr_matrix(
-        (np.concatenate(values).ravel(), np.concatenate(indices).ravel(), crow), shape=(n, n)
-    )
+    return sparse.csr_matrix((weights.ravel(), near.ravel(), crow), shape=(n, n))
 
 
 def nearest_trained(
@@ -114,24 +113,29 @@ def nearest_trained(
     Returns:
         Item ids, (M, k), and shares ∝ exp(cos / τ) that sum to one, (M, k).
     """
-    unit, columns = _unit_rows(rows, trained), np.flatnonzero(trained)
-    known = np.ascontiguousarray(unit[columns].T)
+    unit, columns = torch.from_numpy(_unit_rows(rows, trained)), np.flatnonzero(trained)
+    known = unit[columns].T.contiguous()
     place = np.cumsum(trained) - 1
     k = max(1, min(neighbours, len(columns) - 1))
     near = np.empty((len(items), k), dtype=np.int64)
     shares = np.empty((len(items), k), dtype=np.float32)
-    for start in range(0, len(items), _BLOCK):
-        block = items[start : start + _BLOCK]
-        cosine = unit[block] @ known
-        own = np.flatnonzero(trained[block])
+    for block in _blocks(len(items), len(columns)):
+        chosen = items[block]
+        cosine = unit[chosen] @ known
+        own = np.flatnonzero(trained[chosen])
         if len(columns) > 1:
-            cosine[own, place[block[own]]] = -np.inf
-        found = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(cosine, found, axis=1)
+            cosine[own, place[chosen[own]]] = -torch.inf
+        best, found = (part.numpy() for part in cosine.topk(k, dim=1, sorted=False))
         weight = np.exp((best - best.max(axis=1, keepdims=True)) / temperature)
-        near[start : start + _BLOCK] = columns[found]
-        shares[start : start + _BLOCK] = weight / weight.sum(axis=1, keepdims=True)
+        near[block] = columns[found]
+        shares[block] = weight / weight.sum(axis=1, keepdims=True)
     return near, shares
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Cut rows of cosines with so many columns into blocks of bounded memory."""
+    size = max(1, _BLOCK_BYTES // (4 * columns))
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def kernel_settings(config: Any) -> tuple[float, int]:

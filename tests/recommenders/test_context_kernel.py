@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from recbole_tpad.recommenders.context_kernel import ContextKernel, similarity_kernel
+from recbole_tpad.recommenders.context_kernel import (
+    ContextKernel,
+    similarity_kernel,
+)
 from recbole_tpad.recommenders.item_graph import cooccurrence_counts
 
 N = 9
@@ -67,3 +73,34 @@ def test_a_cold_kernel_is_plain_cooccurrence() -> None:
     torch.testing.assert_close(
         ContextKernel(counts, cold).log_scores(context), ContextKernel(counts).log_scores(context)
     )
+
+
+MEMORY = """
+import numpy as np
+from recbole_tpad.recommenders.context_kernel import nearest_trained, similarity_kernel
+
+def peak_mb():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+
+items = 10_000
+rows = np.random.default_rng(2).normal(size=(items, 4)).astype(np.float32)
+trained = np.ones(items, dtype=np.bool_)
+similarity_kernel(rows[:100], trained[:100], 0.1, 8)
+before = peak_mb()
+if WHICH == "kernel":
+    similarity_kernel(rows, trained, 0.1, 8)
+else:
+    nearest_trained(rows, np.arange(1, items), trained, 0.1, 8)
+print(peak_mb() - before)
+"""
+
+
+@pytest.mark.parametrize("which", ["kernel", "trained"])
+def test_similar_items_are_found_without_all_pairs_in_memory(which: str) -> None:
+    """A few neighbours an item are kept; of all pairs, 381 MB, only a block is there at a time."""
+    script = MEMORY.replace("WHICH", repr(which))
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < 200
