@@ -209,7 +209,7 @@ def _scores_by_choice(
 
 @torch.no_grad()
 def _validation_scores(config: Any, model: Any, valid: Any) -> Iterator[Tensor]:
-    """Yield candidates' scores on contexts of the validation part, at most `_CONTEXTS` of them.
+    """Yield scores, (rows, n_items), on at most `_CONTEXTS` contexts of the validation part.
 
     Not on training sessions: a model knows those by heart, and no unseen item is among them.
     """
